@@ -1,0 +1,54 @@
+# The front door. Every target creates .venv if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+# Threads that spin while they wait make two busy cores many times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+DATA ?=
+MINUTES ?= 4
+WORKERS ?= 2
+
+.PHONY: install demo test test-all test-slow-slice lint types bench clean
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# Train a small model, reconstruct a photo it has not seen, leave everything in demo/.
+demo: $(READY)
+	$(BIN)/python -m dkpn.demo --out demo --minutes $(MINUTES) $(if $(DATA),--data "$(DATA)")
+
+# Everything that is neither slow nor needs a GPU: the CPU path, then the kernels in the interpreter.
+test: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not slow and not interpreted"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "interpreted and not gpu and not slow" tests/kpnops
+
+test-all: test
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not interpreted"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and interpreted and not gpu" tests/kpnops
+
+# One of SLICES parts of the slow tests (a prime, so that a part mixes all kinds); it changes from day to day.
+SLICES ?= 37
+SLICE ?= $(shell echo $$(( $$(date +%s) / 86400 % $(SLICES) )))
+test-slow-slice: $(READY)
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not interpreted" --slice $(SLICE)/$(SLICES) tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	$(BIN)/python -m pytest bench/
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The decoupled filter: public function, registration, CPU path and Triton kernels."""

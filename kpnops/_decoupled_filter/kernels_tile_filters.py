@@ -1,0 +1,293 @@
+"""Fast kernels for the gradients of the filters where a group has many channels.
+
+Conventions as in ``kernels_tile.py``.
+"""
+
+import triton
+import triton.language as tl
+
+from .kernels_index import source_index
+from .kernels_tile import load_spatial, tile_load, tile_position, tile_store
+
+
+@triton.jit
+def _tile_bwd_filters_body(
+    x_ptr,
+    grad_ptr,
+    spatial_ptr,
+    channel_ptr,
+    grad_spatial_ptr,
+    grad_channel_ptr,
+    channels,
+    H,
+    W,
+    y0,
+    x0,
+    x_strides,
+    grad_strides,
+    spatial_strides,
+    channel_strides,
+    grad_spatial_strides,
+    grad_channel_strides,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    FORM: tl.constexpr,
+    COMBINE: tl.constexpr,
+    PADDING: tl.constexpr,
+    WITH_CHANNEL: tl.constexpr,
+    MASKED: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """One row of pixels. Pointers stand at the first channel of image and group, row y0, column
+    x0."""
+    offs_w = tl.arange(0, BLOCK_W)  # [BLOCK_W]
+    mask_w = x0 + offs_w < W
+    acc = ()  # grad_spatial, one [BLOCK_W] for each tap
+    for _tap in tl.static_range(KH * KW):
+        acc = acc + (tl.zeros((BLOCK_W,), ACC),)
+    if WITH_CHANNEL and COMBINE == "mul":
+        spatial = load_spatial(
+            spatial_ptr, spatial_strides, H, W, y0, x0, KH, KW, False, MASKED, ACC, 1, BLOCK_W
+        )
+    for _ in range(channels):
+        grad = tile_load(grad_ptr + offs_w * grad_strides[3], mask_w, MASKED, ACC)
+        scaled = grad
+        if FORM == "pixel" and COMBINE == "mul":
+            gain = tile_load(channel_ptr + offs_w * channel_strides[3], mask_w, MASKED, ACC)
+            scaled = grad * gain
+        total = tl.zeros((BLOCK_W,), ACC)  # sum_t S x, for grad_channel
+        new_acc = ()
+        for i in tl.static_range(KH):
+            if MASKED:
+                y, y_inside = source_index(y0 + (i - (KH - 1) // 2), H, PADDING)
+                x_row_ptr = x_ptr + (y - y0) * x_strides[2]
+            else:
+                x_row_ptr = x_ptr + (i - (KH - 1) // 2) * x_strides[2]
+            for j in tl.static_range(KW):
+                if MASKED:
+                    x, x_inside = source_index(x0 + (j - (KW - 1) // 2) + offs_w, W, PADDING)
+                    ptr = x_row_ptr + (x - x0) * x_strides[3]
+                    value = tile_load(ptr, y_inside & x_inside, True, ACC)
+                else:
+                    ptr = x_row_ptr + (offs_w + (j - (KW - 1) // 2)) * x_strides[3]
+                    value = tl.load(ptr).to(ACC)
+                product = scaled * value
+                if FORM == "image" and COMBINE == "mul":
+                    product *= tl.load(channel_ptr + (i * KW + j) * channel_strides[2]).to(ACC)
+                new_acc = new_acc + (acc[i * KW + j] + product,)
+                if WITH_CHANNEL:
+                    if COMBINE == "mul":
+                        total += value * spatial[i * KW + j]
+                    else:
+                        total += value
+        acc = new_acc
+        if WITH_CHANNEL:
+            ptr = grad_channel_ptr + offs_w * grad_channel_strides[3]
+            tile_store(ptr, grad * total, mask_w, MASKED)
+            grad_channel_ptr += grad_channel_strides[1]
+        x_ptr += x_strides[1]
+        grad_ptr += grad_strides[1]
+        if FORM != "none":
+            channel_ptr += channel_strides[1]
+    for tap in tl.static_range(KH * KW):
+        tile_store(grad_spatial_ptr + offs_w * grad_spatial_strides[3], acc[tap], mask_w, MASKED)
+        grad_spatial_ptr += grad_spatial_strides[1]
+
+
+@triton.jit
+def _tile_bwd_filters_kernel(
+    x_ptr,
+    grad_ptr,
+    spatial_ptr,
+    channel_ptr,
+    grad_spatial_ptr,
+    grad_channel_ptr,
+    C,
+    GROUPS,
+    H,
+    W,
+    x_strides,
+    grad_strides,
+    spatial_strides,
+    channel_strides,
+    grad_spatial_strides,
+    grad_channel_strides,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    FORM: tl.constexpr,
+    COMBINE: tl.constexpr,
+    PADDING: tl.constexpr,
+    WITH_CHANNEL: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Gradients of the spatial and (WITH_CHANNEL) of a 4-D channel filter, in one walk over the
+    channels.
+
+    grad_spatial[t, p] = sum_c grad[c, p] x[c, p + o_t] (Ch if "mul" else 1);
+    grad_channel[c, p] = grad[c, p] sum_t x[c, p + o_t] (S[t, p] if "mul" else 1).
+    """
+    TOP: tl.constexpr = (KH - 1) // 2
+    LEFT: tl.constexpr = (KW - 1) // 2
+    b, group, y0, x0 = tile_position(GROUPS, H, W, 1, BLOCK_W)
+    channels = C // GROUPS
+    first = group * channels
+    first_tap = group * (KH * KW)
+    x_ptr += b * x_strides[0] + first * x_strides[1] + y0 * x_strides[2] + x0 * x_strides[3]
+    grad_ptr += b * grad_strides[0] + first * grad_strides[1]
+    grad_ptr += y0 * grad_strides[2] + x0 * grad_strides[3]
+    grad_spatial_ptr += b * grad_spatial_strides[0] + first_tap * grad_spatial_strides[1]
+    grad_spatial_ptr += y0 * grad_spatial_strides[2] + x0 * grad_spatial_strides[3]
+    if FORM != "none":
+        channel_ptr += b * channel_strides[0] + first * channel_strides[1]
+    if FORM == "pixel":
+        channel_ptr += y0 * channel_strides[2] + x0 * channel_strides[3]
+    if WITH_CHANNEL:
+        spatial_ptr += b * spatial_strides[0] + first_tap * spatial_strides[1]
+        spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+        grad_channel_ptr += b * grad_channel_strides[0] + first * grad_channel_strides[1]
+        grad_channel_ptr += y0 * grad_channel_strides[2] + x0 * grad_channel_strides[3]
+    interior = (y0 >= TOP) & (y0 + (KH - TOP) <= H)
+    interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
+    if interior:
+        _tile_bwd_filters_body(
+            x_ptr, grad_ptr, spatial_ptr, channel_ptr, grad_spatial_ptr, grad_channel_ptr,
+            channels, H, W, y0, x0, x_strides, grad_strides, spatial_strides, channel_strides,
+            grad_spatial_strides, grad_channel_strides,
+            KH, KW, FORM, COMBINE, PADDING, WITH_CHANNEL, False, ACC, BLOCK_W,
+        )  # fmt: skip
+    else:
+        _tile_bwd_filters_body(
+            x_ptr, grad_ptr, spatial_ptr, channel_ptr, grad_spatial_ptr, grad_channel_ptr,
+            channels, H, W, y0, x0, x_strides, grad_strides, spatial_strides, channel_strides,
+            grad_spatial_strides, grad_channel_strides,
+            KH, KW, FORM, COMBINE, PADDING, WITH_CHANNEL, True, ACC, BLOCK_W,
+        )  # fmt: skip
+
+
+@triton.jit
+def _tile_bwd_channel_body(
+    x_ptr,
+    grad_ptr,
+    spatial_ptr,
+    partial_ptr,
+    rows,
+    H,
+    W,
+    y0,
+    x0,
+    x_strides,
+    grad_strides,
+    spatial_strides,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    COMBINE: tl.constexpr,
+    PADDING: tl.constexpr,
+    MASKED: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Rows y0 ... y0 + rows - 1 of one channel. Pointers stand at row y0, column x0."""
+    offs_w = tl.arange(0, BLOCK_W)  # [BLOCK_W]
+    mask_w = x0 + offs_w < W
+    acc = ()  # one [BLOCK_W] for each tap
+    for _tap in tl.static_range(KH * KW):
+        acc = acc + (tl.zeros((BLOCK_W,), ACC),)
+    for row in range(rows):
+        grad = tile_load(grad_ptr + offs_w * grad_strides[3], mask_w, MASKED, ACC)
+        tap_ptr = spatial_ptr
+        new_acc = ()
+        for i in tl.static_range(KH):
+            if MASKED:
+                y, y_inside = source_index(y0 + row + (i - (KH - 1) // 2), H, PADDING)
+                x_row_ptr = x_ptr + (y - y0 - row) * x_strides[2]
+            else:
+                x_row_ptr = x_ptr + (i - (KH - 1) // 2) * x_strides[2]
+            for j in tl.static_range(KW):
+                if MASKED:
+                    x, x_inside = source_index(x0 + (j - (KW - 1) // 2) + offs_w, W, PADDING)
+                    ptr = x_row_ptr + (x - x0) * x_strides[3]
+                    value = tile_load(ptr, y_inside & x_inside, True, ACC)
+                else:
+                    ptr = x_row_ptr + (offs_w + (j - (KW - 1) // 2)) * x_strides[3]
+                    value = tl.load(ptr).to(ACC)
+                product = grad * value
+                if COMBINE == "mul":
+                    ptr = tap_ptr + offs_w * spatial_strides[3]
+                    product *= tile_load(ptr, mask_w, MASKED, ACC)
+                    tap_ptr += spatial_strides[1]
+                # beyond the image's width the gradient is 0, but what a tap reads there may be inf
+                if MASKED:
+                    product = tl.where(mask_w, product, 0.0)
+                new_acc = new_acc + (acc[i * KW + j] + product,)
+        acc = new_acc
+        x_ptr += x_strides[2]
+        grad_ptr += grad_strides[2]
+        if COMBINE == "mul":
+            spatial_ptr += spatial_strides[2]
+    for tap in tl.static_range(KH * KW):
+        tl.store(partial_ptr + tap, tl.sum(acc[tap], 0))
+
+
+@triton.jit
+def _tile_bwd_channel_kernel(
+    x_ptr,
+    grad_ptr,
+    spatial_ptr,
+    partial_ptr,
+    B,
+    C,
+    GROUPS,
+    H,
+    W,
+    rows_per_chunk,
+    x_strides,
+    grad_strides,
+    spatial_strides,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    COMBINE: tl.constexpr,
+    PADDING: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """partial[chunk, b, c, t] = sum over the chunk's p of grad[c, p] x[c, p + o_t] (S[t, p] if
+    "mul" else 1).
+
+    A chunk is rows_per_chunk rows of BLOCK_W columns; channels run fastest, so that those of a
+    chunk find its spatial taps in the cache. The chunks are added up afterwards, in their order.
+    """
+    TOP: tl.constexpr = (KH - 1) // 2
+    LEFT: tl.constexpr = (KW - 1) // 2
+    pid = tl.program_id(0).to(tl.int64)
+    c = pid % C
+    pid = pid // C
+    b = pid % B
+    chunk = pid // B
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    x0 = (chunk % blocks_w) * BLOCK_W
+    y0 = (chunk // blocks_w) * rows_per_chunk
+    rows = tl.minimum(rows_per_chunk, H - y0).to(tl.int32)
+    group = c // (C // GROUPS)
+    x_ptr += b * x_strides[0] + c * x_strides[1] + y0 * x_strides[2] + x0 * x_strides[3]
+    grad_ptr += b * grad_strides[0] + c * grad_strides[1]
+    grad_ptr += y0 * grad_strides[2] + x0 * grad_strides[3]
+    if COMBINE == "mul":
+        spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
+        spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+    partial_ptr += ((chunk * B + b) * C + c) * (KH * KW)
+    interior = (y0 >= TOP) & (y0 + rows + (KH - 1 - TOP) <= H)
+    interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
+    if interior:
+        _tile_bwd_channel_body(
+            x_ptr, grad_ptr, spatial_ptr, partial_ptr, rows, H, W, y0.to(tl.int32), x0.to(tl.int32),
+            x_strides, grad_strides, spatial_strides,
+            KH, KW, COMBINE, PADDING, False, ACC, BLOCK_W,
+        )  # fmt: skip
+    else:
+        _tile_bwd_channel_body(
+            x_ptr, grad_ptr, spatial_ptr, partial_ptr, rows, H, W, y0.to(tl.int32), x0.to(tl.int32),
+            x_strides, grad_strides, spatial_strides,
+            KH, KW, COMBINE, PADDING, True, ACC, BLOCK_W,
+        )  # fmt: skip

@@ -1,0 +1,125 @@
+"""Launch parameters: how much a program owns and how many warps run it.
+
+Heuristics that can be explained, kept apart from kernels and launchers: every function is pure. The
+limit is registers: a program must hold its taps without spilling, which the compile-only tests
+check for every configuration that these functions can give.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = [
+    "MAX_UNROLLED_TAPS",
+    "GatherLaunch",
+    "TileLaunch",
+    "channel_image_launch",
+    "channel_with_filters",
+    "filters_launch",
+    "fits_fused",
+    "forward_launch",
+    "fused_launch",
+    "gather_channels_launch",
+    "gather_input_launch",
+    "gather_taps_launch",
+]
+
+# Above this an unrolled tap loop spills and compiles for tens of seconds.
+MAX_UNROLLED_TAPS = 49
+# Groups of at most this many channels get all gradients from one kernel.
+MAX_FUSED_CHANNELS = 4
+
+
+@dataclass(frozen=True)
+class TileLaunch:
+    """A tile of ``rows`` rows of ``block_w`` pixels, run by ``num_warps`` warps."""
+
+    rows: int
+    block_w: int
+    num_warps: int
+    max_registers: int | None = None
+
+
+@dataclass(frozen=True)
+class GatherLaunch:
+    """``block_p`` pixels times ``block_n`` channels or taps, run by ``num_warps`` warps."""
+
+    block_p: int
+    block_n: int
+    num_warps: int
+    max_registers: int | None = None
+
+
+def _width(width: int, widest: int) -> tuple[int, int]:
+    """Pixels and warps along a row: narrow images should not waste most of a program's lanes."""
+    if width <= 64:
+        return 64, 2
+    if width <= 128 or widest == 128:
+        return 128, 4
+    return 256, 4
+
+
+def forward_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
+    """The forward, and the gradient of the input: rows * taps spatial values a pixel stay in
+    registers."""
+    values = taps * dtype.itemsize // 4
+    rows = 4 if values <= 9 else 2 if values <= 25 else 1
+    return TileLaunch(rows, *_width(width, 256 if rows > 1 else 128))
+
+
+def filters_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
+    """Gradients of the filters: one accumulator and up to one spatial value for each tap."""
+    values = 2 * taps * dtype.itemsize // 4
+    return TileLaunch(1, *_width(width, 256 if values <= 18 else 128))
+
+
+def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
+    """Whether the gradient of a 4-D channel filter fits into the kernel of the spatial filter's."""
+    return taps * dtype.itemsize // 4 <= MAX_UNROLLED_TAPS
+
+
+def fits_fused(channels_per_group: int, taps: int, dtype: torch.dtype) -> bool:
+    """Whether one kernel gives all gradients: few channels, and rows of taps that fit into
+    registers."""
+    return channels_per_group <= MAX_FUSED_CHANNELS and taps * dtype.itemsize // 4 <= 64
+
+
+def fused_launch(width: int) -> TileLaunch:
+    """All gradients at once for few channels, in flat tiles whose shifted reads hit the cache.
+
+    One pixel a thread. The bound on registers is stated for the reason given at
+    ``gather_input_launch``.
+    """
+    if width <= 32:
+        return TileLaunch(4, 32, 4, max_registers=255)
+    return TileLaunch(4, 64, 8, max_registers=255)
+
+
+def channel_image_launch(width: int) -> TileLaunch:
+    """Gradient of a 3-D channel filter: one accumulator for each tap; ``rows`` are walked, not
+    held."""
+    block_w, num_warps = _width(width, 128)
+    return TileLaunch(64, block_w, num_warps)
+
+
+def gather_channels_launch(channels_per_group: int) -> GatherLaunch:
+    """General forward: a block of pixels times a block of channels."""
+    if channels_per_group >= 8:
+        return GatherLaunch(64, 8, 4)
+    return GatherLaunch(256, min(4, 1 << (channels_per_group - 1).bit_length()), 4)
+
+
+def gather_input_launch(channels_per_group: int) -> GatherLaunch:
+    """General gradient of the input: two values a thread.
+
+    Left alone, NVIDIA's assembler keeps what the four loops do not need in local memory, to fit
+    one more block on a multiprocessor (8 to 40 bytes at 72 to 128 registers, Triton 3.7.1); with a
+    bound of 128 registers stated it uses at most 121 and spills nothing.
+    """
+    block_c = 4 if channels_per_group >= 4 else 2 if channels_per_group >= 2 else 1
+    return GatherLaunch(256 // block_c, block_c, 4, max_registers=128)
+
+
+def gather_taps_launch(taps: int) -> GatherLaunch:
+    """General gradients of the filters: a block of pixels times a block of taps."""
+    return GatherLaunch(64, 16 if taps > 4 else 4, 4)

@@ -1,0 +1,244 @@
+"""Launches of the general kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .geometry import Band, bands, wraps
+from .kernels_gather import _gather_bwd_input_kernel, _gather_fwd_kernel
+from .kernels_gather_filters import _gather_bwd_channel_kernel, _gather_bwd_spatial_kernel
+from .plan import Call, Launch, Plan, strides
+
+__all__ = [
+    "gather_forward",
+    "gather_grad_channel",
+    "gather_grad_gain",
+    "gather_grad_input",
+    "gather_grad_spatial",
+]
+
+# Partial sums of a 3-D channel filter's gradient: enough programs for a GPU, few enough to add up.
+_MAX_CHUNKS = 256
+
+
+def gather_forward(call: Call, output: Tensor) -> Launch:
+    """The forward."""
+    return _gather_sum(call, output, call.channel, call.channel_strides(), sum_batch=False)
+
+
+def gather_grad_gain(call: Call, grad_output: Tensor, grad_channel: Tensor) -> Launch:
+    """Gradient of a 4-D channel filter: the forward with grad_output for a gain, added up over
+    shared images."""
+    return _gather_sum(
+        call,
+        grad_channel,
+        grad_output,
+        strides(grad_output),
+        sum_batch=call.channel_shared,
+        gain_of_gradient=True,
+    )
+
+
+def _gather_sum(
+    call: Call,
+    output: Tensor,
+    channel: Tensor | None,
+    channel_strides: tuple[int, ...],
+    sum_batch: bool,
+    gain_of_gradient: bool = False,
+) -> Launch:
+    config = launch.gather_channels_launch(call.channels_per_group)
+    Ho, Wo = call.output_size
+    channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
+    images = 1 if sum_batch else call.input.shape[0]
+    return Launch(
+        kernel=_gather_fwd_kernel,
+        programs=-(-(Ho * Wo) // config.block_p) * channel_blocks * images,
+        arguments={
+            "x_ptr": call.input,
+            "spatial_ptr": call.spatial,
+            "channel_ptr": channel if channel is not None else call.input,
+            "out_ptr": output,
+            "B": call.input.shape[0],
+            **_sizes(call),
+            "x_strides": strides(call.input),
+            "spatial_strides": strides(call.spatial),
+            "channel_strides": channel_strides,
+            "out_strides": strides(output),
+        },
+        constants={
+            "FORM": "pixel" if gain_of_gradient else call.form,
+            "COMBINE": "mul" if gain_of_gradient else call.combine,
+            "PADDING": call.window.padding_mode,
+            "USE_SPATIAL": not gain_of_gradient or call.combine == "mul",
+            "SUM_BATCH": sum_batch,
+            "ACC": call.acc,
+            "BLOCK_P": config.block_p,
+            "BLOCK_C": config.block_n,
+        },
+        num_warps=config.num_warps,
+    )
+
+
+def gather_grad_input(
+    call: Call, grad_output: Tensor, grad_input: Tensor, border_only: bool
+) -> list[Launch]:
+    """Gradient of the input, one launch for each rectangle of equally many readers; or its border
+    only."""
+    window = call.window
+    size = (call.input.shape[2], call.input.shape[3])
+    after = window.after(size, call.output_size)
+    rows, columns = (
+        bands(size[axis], window.before[axis], after[axis], window.padding_mode) for axis in (0, 1)
+    )
+    return [
+        _gather_rectangle(call, grad_output, grad_input, row, column)
+        for row in rows
+        for column in columns
+        if not (border_only and row.candidates == 1 and column.candidates == 1)
+    ]
+
+
+def _gather_rectangle(
+    call: Call, grad_output: Tensor, grad_input: Tensor, row: Band, column: Band
+) -> Launch:
+    config = launch.gather_input_launch(call.channels_per_group)
+    height, width = row.stop - row.start, column.stop - column.start
+    channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
+    before = call.window.before
+    turns = before
+    if call.window.padding_mode == "circular":
+        turns = (wraps(before[0], call.input.shape[2]), wraps(before[1], call.input.shape[3]))
+    return Launch(
+        kernel=_gather_bwd_input_kernel,
+        programs=-(-(height * width) // config.block_p) * channel_blocks * call.input.shape[0],
+        arguments={
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial,
+            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "grad_x_ptr": grad_input,
+            **_sizes(call),
+            "top": row.start,
+            "left": column.start,
+            "height": height,
+            "width": width,
+            "candidates_h": row.candidates,
+            "candidates_w": column.candidates,
+            "turns_h": turns[0],
+            "turns_w": turns[1],
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial),
+            "channel_strides": call.channel_strides(),
+            "grad_x_strides": strides(grad_input),
+        },
+        constants={
+            "FORM": call.form,
+            "COMBINE": call.combine,
+            "PADDING": call.window.padding_mode,
+            "ACC": call.acc,
+            "BLOCK_P": config.block_p,
+            "BLOCK_C": config.block_n,
+        },
+        num_warps=config.num_warps,
+        max_registers=config.max_registers,
+    )
+
+
+def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -> Launch:
+    """Gradient of the spatial filter."""
+    config = launch.gather_taps_launch(call.window.taps)
+    Ho, Wo = call.output_size
+    tap_blocks = -(-call.window.taps // config.block_n)
+    images = call.input.shape[0] * call.groups
+    return Launch(
+        kernel=_gather_bwd_spatial_kernel,
+        programs=-(-(Ho * Wo) // config.block_p) * tap_blocks * images,
+        arguments={
+            "x_ptr": call.input,
+            "grad_ptr": grad_output,
+            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "grad_spatial_ptr": grad_spatial,
+            **_sizes(call),
+            "x_strides": strides(call.input),
+            "grad_strides": strides(grad_output),
+            "channel_strides": call.channel_strides(),
+            "grad_spatial_strides": strides(grad_spatial),
+        },
+        constants={
+            "FORM": call.form,
+            "COMBINE": call.combine,
+            "PADDING": call.window.padding_mode,
+            "ACC": call.acc,
+            "BLOCK_P": config.block_p,
+            "BLOCK_T": config.block_n,
+        },
+        num_warps=config.num_warps,
+    )
+
+
+def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel: Tensor) -> None:
+    """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
+    order."""
+    config = launch.gather_taps_launch(call.window.taps)
+    pixels = call.output_size[0] * call.output_size[1]
+    blocks = -(-pixels // config.block_p)
+    pixels_per_chunk = -(-blocks // min(_MAX_CHUNKS, blocks)) * config.block_p
+    chunks = -(-pixels // pixels_per_chunk)
+    B, C = call.input.shape[:2]
+    taps = call.window.taps
+    partial = torch.empty((chunks, B, C, taps), dtype=call.dtype, device=call.input.device)
+    item = Launch(
+        kernel=_gather_bwd_channel_kernel,
+        programs=B * C * -(-taps // config.block_n) * chunks,
+        arguments={
+            "x_ptr": call.input,
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial,
+            "partial_ptr": partial,
+            "B": B,
+            **_sizes(call),
+            "pixels_per_chunk": pixels_per_chunk,
+            "x_strides": strides(call.input),
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial),
+        },
+        constants={
+            "COMBINE": call.combine,
+            "PADDING": call.window.padding_mode,
+            "ACC": call.acc,
+            "BLOCK_P": config.block_p,
+            "BLOCK_T": config.block_n,
+        },
+        num_warps=config.num_warps,
+    )
+    plan.launches.append(item)
+    plan.finish.append(lambda: add_partials(call, partial, grad_channel))
+
+
+def add_partials(call: Call, partial: Tensor, grad_channel: Tensor) -> None:
+    """Sum of ``partial (chunks, B, C, T)`` over chunks, and over images that share the filter."""
+    grad_channel.copy_(partial.sum((0, 1)) if call.channel_shared else partial.sum(0))
+
+
+def _sizes(call: Call) -> dict[str, Any]:
+    window = call.window
+    _, C, H, W = call.input.shape
+    Ho, Wo = call.output_size
+    return {
+        "C": C,
+        "H": H,
+        "W": W,
+        "HO": Ho,
+        "WO": Wo,
+        "GROUPS": call.groups,
+        "kernel_h": window.kernel_size[0],
+        "kernel_w": window.kernel_size[1],
+        "stride_h": window.stride[0],
+        "stride_w": window.stride[1],
+        "dilation_h": window.dilation[0],
+        "dilation_w": window.dilation[1],
+        "before_h": window.before[0],
+        "before_w": window.before[1],
+    }

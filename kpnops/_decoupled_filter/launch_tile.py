@@ -1,0 +1,188 @@
+"""Launches of the fast kernels."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .kernels_tile import _tile_fwd_kernel
+from .kernels_tile_filters import _tile_bwd_channel_kernel, _tile_bwd_filters_kernel
+from .kernels_tile_fused import _fused_bwd_kernel
+from .launch_gather import add_partials
+from .plan import Call, Launch, Plan, strides
+
+__all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel"]
+
+_NO_STRIDES = (0, 0, 0, 0)
+
+
+def _tiles(call: Call, config: launch.TileLaunch) -> int:
+    H, W = call.input.shape[2:]
+    return -(-H // config.rows) * -(-W // config.block_w) * call.input.shape[0] * call.groups
+
+
+def _constants(call: Call) -> dict[str, Any]:
+    return {
+        "KH": call.window.kernel_size[0],
+        "KW": call.window.kernel_size[1],
+        "COMBINE": call.combine,
+        "PADDING": call.window.padding_mode,
+        "ACC": call.acc,
+    }
+
+
+def _sizes(call: Call) -> dict[str, int]:
+    return {"GROUPS": call.groups, "H": call.input.shape[2], "W": call.input.shape[3]}
+
+
+def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -> Launch:
+    """The forward from ``source``; transposed, the gradient of the input from that of the
+    output."""
+    config = launch.forward_launch(call.window.taps, call.input.shape[3], call.dtype)
+    constants = _constants(call)
+    if transposed:  # what other paddings read again is the general kernel's
+        constants["PADDING"] = "zeros"
+    return Launch(
+        kernel=_tile_fwd_kernel,
+        programs=_tiles(call, config),
+        arguments={
+            "x_ptr": source,
+            "spatial_ptr": call.spatial,
+            "channel_ptr": call.channel if call.channel is not None else source,
+            "out_ptr": target,
+            "C": call.input.shape[1],
+            **_sizes(call),
+            "x_strides": strides(source),
+            "spatial_strides": strides(call.spatial),
+            "channel_strides": call.channel_strides(),
+            "out_strides": strides(target),
+        },
+        constants={
+            **constants,
+            "FORM": call.form,
+            "TRANSPOSED": transposed,
+            "ROWS": config.rows,
+            "BLOCK_W": config.block_w,
+        },
+        num_warps=config.num_warps,
+    )
+
+
+def tile_filters(
+    call: Call, grad_output: Tensor, grad_spatial: Tensor, grad_channel: Tensor | None
+) -> Launch:
+    """Gradient of the spatial filter and, if given, of a 4-D channel filter."""
+    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.dtype)
+    return Launch(
+        kernel=_tile_bwd_filters_kernel,
+        programs=_tiles(call, config),
+        arguments={
+            "x_ptr": call.input,
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial,
+            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "grad_spatial_ptr": grad_spatial,
+            "grad_channel_ptr": grad_channel if grad_channel is not None else grad_spatial,
+            "C": call.input.shape[1],
+            **_sizes(call),
+            "x_strides": strides(call.input),
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial),
+            "channel_strides": call.channel_strides(),
+            "grad_spatial_strides": strides(grad_spatial),
+            "grad_channel_strides": _NO_STRIDES if grad_channel is None else strides(grad_channel),
+        },
+        constants={
+            **_constants(call),
+            "FORM": call.form,
+            "WITH_CHANNEL": grad_channel is not None,
+            "BLOCK_W": config.block_w,
+        },
+        num_warps=config.num_warps,
+    )
+
+
+def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel: Tensor) -> None:
+    """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
+    order."""
+    config = launch.channel_image_launch(call.input.shape[3])
+    B, C, H, W = call.input.shape
+    chunks = -(-H // config.rows) * -(-W // config.block_w)
+    shape = (chunks, B, C, call.window.taps)
+    partial = torch.empty(shape, dtype=call.dtype, device=call.input.device)
+    item = Launch(
+        kernel=_tile_bwd_channel_kernel,
+        programs=chunks * B * C,
+        arguments={
+            "x_ptr": call.input,
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial,
+            "partial_ptr": partial,
+            "B": B,
+            "C": C,
+            **_sizes(call),
+            "rows_per_chunk": config.rows,
+            "x_strides": strides(call.input),
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial),
+        },
+        constants={**_constants(call), "BLOCK_W": config.block_w},
+        num_warps=config.num_warps,
+    )
+    plan.launches.append(item)
+    plan.finish.append(lambda: add_partials(call, partial, grad_channel))
+
+
+def tile_fused(
+    call: Call,
+    grad_output: Tensor,
+    grad_input: Tensor | None,
+    grad_spatial: Tensor | None,
+    grad_channel: Tensor | None,
+) -> Launch:
+    """The gradients that are given, in one kernel, for groups of few channels; not for 3-D channel
+    filters."""
+    config = launch.fused_launch(call.input.shape[3])
+    x = call.input
+
+    def target(tensor: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
+        return (x, _NO_STRIDES) if tensor is None else (tensor, strides(tensor))
+
+    channel = call.channel if call.channel is not None else x
+    (grad_x_ptr, grad_x_strides) = target(grad_input)
+    (grad_spatial_ptr, grad_spatial_strides) = target(grad_spatial)
+    (grad_channel_ptr, grad_channel_strides) = target(grad_channel)
+    return Launch(
+        kernel=_fused_bwd_kernel,
+        programs=_tiles(call, config),
+        arguments={
+            "x_ptr": x,
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial,
+            "channel_ptr": channel,
+            "grad_x_ptr": grad_x_ptr,
+            "grad_spatial_ptr": grad_spatial_ptr,
+            "grad_channel_ptr": grad_channel_ptr,
+            **_sizes(call),
+            "x_strides": strides(x),
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial),
+            "channel_strides": call.channel_strides(),
+            "grad_x_strides": grad_x_strides,
+            "grad_spatial_strides": grad_spatial_strides,
+            "grad_channel_strides": grad_channel_strides,
+        },
+        constants={
+            **_constants(call),
+            "CHANNELS": call.channels_per_group,
+            "FORM": call.form,
+            "WITH_INPUT": grad_input is not None,
+            "WITH_SPATIAL": grad_spatial is not None,
+            "WITH_CHANNEL": grad_channel is not None,
+            "BLOCK_H": config.rows,
+            "BLOCK_W": config.block_w,
+        },
+        num_warps=config.num_warps,
+        max_registers=config.max_registers,
+    )

@@ -1,0 +1,43 @@
+"""What a call on meta tensors of given shapes would launch."""
+
+import torch
+
+from kpnops._decoupled_filter.geometry import Window
+from kpnops._decoupled_filter.triton_backend import plan_backward, plan_forward
+
+
+def plans(
+    shape,
+    *,
+    form="pixel",
+    groups=1,
+    needs=(True, True, True),
+    combine="mul",
+    dtype=torch.float32,
+    **options,
+):
+    """Launches of the forward and of the backward; ``options`` are those of ``Window``."""
+    window = Window(**options)
+    B, C, H, W = shape
+    Ho, Wo = (-(-size // step) for size, step in zip((H, W), window.stride, strict=True))
+
+    def meta(*sizes):
+        return torch.empty(sizes, dtype=dtype, device="meta")
+
+    image = meta(*shape)
+    spatial = meta(B, groups * window.taps, Ho, Wo)
+    channel = {
+        "none": None,
+        "image": meta(B, C, window.taps),
+        "pixel": meta(B, C, Ho, Wo),
+        "shared": meta(1, C, Ho, Wo),
+    }[form]
+    output = meta(B, C, Ho, Wo)
+    tensors = (image, spatial, channel)
+    grads = [
+        torch.empty_like(tensor) if need and tensor is not None else None
+        for tensor, need in zip(tensors, needs, strict=True)
+    ]
+    forward = plan_forward(output, *tensors, window, combine)
+    backward = plan_backward(grads, output, *tensors, window, combine)
+    return forward.launches, backward.launches

@@ -1,0 +1,84 @@
+"""The index arithmetic as pure functions, against brute force over every output and tap."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kpnops._decoupled_filter.geometry import (
+    PADDING_MODES,
+    Window,
+    bands,
+    output_sizes,
+    source_index,
+)
+
+# size, kernel, stride, dilation; the last two reach beyond the image several times
+AXES = [
+    (7, 3, 1, 1),
+    (7, 4, 1, 1),
+    (8, 5, 2, 1),
+    (9, 3, 3, 2),
+    (5, 1, 2, 1),
+    (3, 5, 1, 3),
+    (2, 7, 1, 2),
+]
+
+
+def readers(size: int, output: int, window: Window, source: int) -> set[int]:
+    """Padded positions that some output reads and that stand for input position ``source``."""
+    before = window.before[0]
+    read = {
+        y * window.stride[0] + i * window.dilation[0] - before
+        for y in range(output)
+        for i in range(window.kernel_size[0])
+    }
+    return {u for u in read if source_index(u, size, window.padding_mode) == source}
+
+
+def axis_cases():
+    for (size, kernel, stride, dilation), mode in itertools.product(AXES, PADDING_MODES):
+        window = Window((kernel, 1), (stride, 1), (dilation, 1), mode)
+        for output in set(output_sizes(size, stride)) - {0}:
+            after = window.after((size, 1), (output, 1))[0]
+            if mode == "reflect" and max(window.before[0], after) >= size:
+                continue
+            yield pytest.param(size, output, window, id=f"{mode}-{size}-{kernel}-{stride}-{output}")
+
+
+@pytest.mark.parametrize(("size", "output", "window"), list(axis_cases()))
+def test_bands_cover_the_axis_and_count_the_readers(size, output, window):
+    before, after = window.before[0], window.after((size, 1), (output, 1))[0]
+    pieces = bands(size, before, after, window.padding_mode)
+    covered = [q for band in pieces for q in range(band.start, band.stop)]
+    assert covered == list(range(size))
+    for band in pieces:
+        for q in range(band.start, band.stop):
+            found = readers(size, output, window, q) if window.padding_mode != "zeros" else {q}
+            assert found - {q} == set() or band.candidates > 1
+            assert len(found | {q}) <= band.candidates
+
+
+@pytest.mark.parametrize(("size", "output", "window"), list(axis_cases()))
+def test_after_is_the_last_position_read(size, output, window):
+    before = window.before[0]
+    last = max(
+        y * window.stride[0] + i * window.dilation[0] - before
+        for y in range(output)
+        for i in range(window.kernel_size[0])
+    )
+    assert window.after((size, 1), (output, 1))[0] == max(0, last - (size - 1))
+
+
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
+def test_source_index_agrees_with_torch_pad(mode):
+    line = torch.arange(5.0)
+    padded = F.pad(line[None, None], (4, 4), mode=mode)[0, 0]
+    expected = [int(value) for value in padded]
+    actual = [source_index(position, 5, mode) for position in range(-4, 9)]
+    assert actual == expected
+
+
+def test_source_index_marks_zero_padding():
+    assert [source_index(p, 2, "zeros") for p in (-1, 0, 1, 2)] == [-1, 0, 1, -1]

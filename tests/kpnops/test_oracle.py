@@ -1,0 +1,210 @@
+"""The oracle against sums done by hand, PyTorch's own operators, and its own forward."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.helpers import (
+    FLOAT64_BUDGET,
+    GRADIENTS,
+    PADDING_MODES,
+    Case,
+    Operands,
+    oracle_backward,
+    oracle_forward,
+    relative_errors,
+    run_oracle,
+    to_numpy,
+)
+
+
+def arrays_of(case: Case, seed: int = 0) -> Operands:
+    return Operands(*map(to_numpy, case.operands(seed=seed)))
+
+
+def assert_equal(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.shape == expected.shape
+    scale = np.full_like(expected, np.abs(expected).max())
+    assert relative_errors(actual, expected, scale).maximum <= FLOAT64_BUDGET.maximum
+
+
+ROW = Case(size=(1, 3), channels=1, kernel_size=(1, 3), channel_filter="none")
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # image 2 3 5, taps 1 10 100 at every pixel: left + 10 middle + 100 right
+        ("zeros", [320, 532, 53]),
+        ("replicate", [322, 532, 553]),
+        ("reflect", [323, 532, 353]),
+        ("circular", [325, 532, 253]),
+    ],
+)
+def test_row_by_hand(mode: str, expected: list[float]) -> None:
+    image = np.array([2.0, 3.0, 5.0]).reshape(1, 1, 1, 3)
+    spatial = np.broadcast_to(np.array([1.0, 10.0, 100.0]).reshape(1, 3, 1, 1), (1, 3, 1, 3))
+    case = replace(ROW, padding_mode=mode)
+    assert oracle_forward(case, Operands(image, spatial, None)).ravel().tolist() == expected
+
+
+def test_row_gradient_by_hand() -> None:
+    image = np.array([2.0, 3.0, 5.0]).reshape(1, 1, 1, 3)
+    spatial = np.arange(1.0, 10.0).reshape(1, 3, 1, 3)  # tap t at pixel p: 3t + p + 1
+    gain = np.array([1.0, 2.0, 3.0]).reshape(1, 1, 1, 3)
+    cotangent = np.array([1.0, 10.0, 100.0]).reshape(1, 1, 1, 3)
+    case = replace(ROW, channel_filter="pixel")
+    grads = oracle_backward(case, Operands(image, spatial, gain), cotangent)
+    # Pixel 0 is read by its own middle tap (4) and the left tap of pixel 1 (2); pixel 1 by the taps
+    # 7, 5 and 3; pixel 2 by 8 and 6.
+    assert grads.input.ravel().tolist() == [4 + 40, 7 + 100 + 900, 160 + 1800]
+    assert grads.spatial_filter.reshape(3, 3).tolist() == [
+        [0, 40, 900],  # left neighbour times gradient times gain
+        [2, 60, 1500],
+        [3, 100, 0],
+    ]
+    assert grads.channel_filter.ravel().tolist() == [4 * 2 + 7 * 3, 10 * (4 + 15 + 40), 100 * 39]
+
+
+def test_even_kernels_reach_further_to_the_right() -> None:
+    # K = 4 has r = 1: taps at -1, 0, 1, 2. K = 2 has r = 0: taps at 0, 1.
+    image = np.arange(1.0, 7.0).reshape(1, 1, 1, 6)
+    for taps, expected in [(4, 2 + 10 * 3 + 100 * 4 + 1000 * 5), (2, 3 + 10 * 4)]:
+        weights = 10.0 ** np.arange(taps)
+        spatial = np.broadcast_to(weights.reshape(1, taps, 1, 1), (1, taps, 1, 6))
+        case = replace(ROW, size=(1, 6), kernel_size=(1, taps))
+        assert oracle_forward(case, Operands(image, spatial, None))[0, 0, 0, 2] == expected
+
+
+def test_groups_taps_and_stride_by_hand() -> None:
+    # Four channels in two groups, two taps one above the other, dilation 2, every second row.
+    image = np.arange(4 * 3, dtype=np.float64).reshape(1, 4, 3, 1)
+    spatial = np.array([[1.0, 5.0], [10.0, 50.0], [2.0, 6.0], [20.0, 60.0]]).reshape(1, 4, 2, 1)
+    case = Case(
+        channels=4,
+        size=(3, 1),
+        kernel_size=(2, 1),
+        groups=2,
+        stride=(2, 1),
+        dilation=(2, 1),
+        channel_filter="none",
+    )
+    out = oracle_forward(case, Operands(image, spatial, None))
+    assert out[0, :, 0, 0].tolist() == [0 + 20, 3 + 50, 12 + 160, 18 + 220]
+    assert out[0, :, 1, 0].tolist() == [10, 25, 48, 66]  # the second tap reads below the image
+
+
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_channel_filters_by_hand(combine: str) -> None:
+    image = np.array([3.0, 5.0]).reshape(1, 2, 1, 1)
+    spatial = np.array([2.0]).reshape(1, 1, 1, 1)
+    gains = np.array([7.0, 11.0])
+    expected = [42, 110] if combine == "mul" else [27, 65]
+    for channel_filter, shape in [("image", (1, 2, 1)), ("pixel", (1, 2, 1, 1))]:
+        case = Case(
+            channels=2,
+            size=(1, 1),
+            kernel_size=(1, 1),
+            channel_filter=channel_filter,
+            combine=combine,
+        )
+        out = oracle_forward(case, Operands(image, spatial, gains.reshape(shape)))
+        assert out.ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_constant_filter_is_depthwise_convolution(mode: str, stride: tuple[int, int]) -> None:
+    case = Case(
+        channels=4,
+        size=(9, 11),
+        kernel_size=(3, 4),
+        stride=stride,
+        dilation=(2, 1),
+        padding_mode=mode,
+        groups=4,
+        channel_filter="none",
+    )
+    image, _, _ = case.operands()
+    kernel = torch.randn(4, 1, 3, 4, dtype=torch.float64)
+    padded = F.pad(image, (1, 2, 2, 2), mode="constant" if mode == "zeros" else mode)
+    expected = F.conv2d(padded, kernel, stride=stride, dilation=(2, 1), groups=4)
+    spatial = kernel.reshape(1, 48, 1, 1).expand(1, 48, *case.output_size)
+    actual = oracle_forward(case, Operands(to_numpy(image), to_numpy(spatial), None))
+    assert_equal(actual, to_numpy(expected))
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_shifts_are_those_of_torch_pad(mode: str) -> None:
+    case = replace(ROW, size=(5, 6), kernel_size=(3, 5), padding_mode=mode)
+    image, _, _ = case.operands()
+    padded = F.pad(image, (2, 2, 1, 1), mode="constant" if mode == "zeros" else mode)
+    for tap in range(15):
+        spatial = np.zeros((1, 15, 5, 6))
+        spatial[:, tap] = 1
+        shifted = padded[..., tap // 5 : tap // 5 + 5, tap % 5 : tap % 5 + 6]
+        actual = oracle_forward(case, Operands(to_numpy(image), spatial, None))
+        assert np.array_equal(actual, to_numpy(shifted))
+
+
+GRADIENT_CASES = [
+    Case(channel_filter="none", batch=2, channels=4, groups=2),
+    Case(channel_filter="image", channels=4, groups=2, batch=2, kernel_size=(2, 3)),
+    Case(channel_filter="image", batch=2, channel_batch=1, combine="add", stride=(2, 1)),
+    Case(batch=2, channel_batch=1, padding_mode="circular", dilation=(1, 9)),
+    Case(combine="add", stride=(2, 3), rounding=("floor", "ceil"), padding_mode="replicate"),
+    Case(padding_mode="reflect", kernel_size=(5, 4), groups=3),
+]
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=repr)
+def test_gradients_are_derivatives_of_the_forward(case: Case) -> None:
+    # The output is linear in each operand alone, so a difference over any step is its derivative.
+    operands, steps = arrays_of(case), arrays_of(case, seed=7)
+    cotangent = to_numpy(case.cotangent())
+    results = run_oracle(case, operands, cotangent)
+    for index, name in enumerate(GRADIENTS):
+        if operands[index] is None:
+            continue
+        stepped = operands._replace(**{operands._fields[index]: operands[index] + steps[index]})
+        change = oracle_forward(case, stepped) - results["output"]
+        slope = np.sum(results[name] * steps[index])
+        assert_equal(np.sum(change * cotangent, keepdims=True), np.reshape(slope, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("case", GRADIENT_CASES, ids=repr)
+def test_gradients_put_every_share_where_it_belongs(case: Case) -> None:
+    # One output element at a time: its gradient must vanish wherever the forward does not read.
+    case = replace(case, size=(3, 4))
+    operands = arrays_of(case)
+    cotangent = np.zeros_like(to_numpy(case.cotangent()))
+    where = (case.batch - 1, 1, case.output_size[0] - 1, 0)
+    cotangent[where] = 1
+    before = oracle_forward(case, operands)[where]
+    gradients = oracle_backward(case, operands, cotangent)._asdict()
+    for name, gradient in gradients.items():
+        if gradient is None:
+            continue
+        for place in np.ndindex(gradient.shape):
+            stepped = getattr(operands, name).copy()
+            stepped[place] += 1
+            slope = oracle_forward(case, operands._replace(**{name: stepped}))[where] - before
+            assert abs(slope - gradient[place]) <= FLOAT64_BUDGET.maximum * 100  # |values| < 100
+
+
+def test_not_a_number_stays_where_it_is_read() -> None:
+    case = replace(ROW, size=(1, 5))
+    image = np.ones((1, 1, 1, 5))
+    image[..., 0] = np.nan
+    out = oracle_forward(case, Operands(image, np.ones((1, 3, 1, 5)), None))
+    assert np.isnan(out).ravel().tolist() == [True, True, False, False, False]
+
+
+def test_infinity_times_a_padded_zero_is_not_a_number() -> None:
+    spatial = np.full((1, 3, 1, 3), np.inf)
+    with np.errstate(invalid="ignore"):
+        out = oracle_forward(ROW, Operands(np.ones((1, 1, 1, 3)), spatial, None))
+    assert np.isnan(out).ravel().tolist() == [True, False, True]

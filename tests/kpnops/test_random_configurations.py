@@ -1,0 +1,127 @@
+"""Random configurations of everything at once, against the float64 loop, gradients included."""
+
+import math
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+import kpnops
+from tests.helpers import (
+    INTERPRETED,
+    LAYOUTS,
+    PADDING_MODES,
+    Case,
+    Operands,
+    arrange,
+    check,
+    has_promised_format,
+)
+
+pytestmark = pytest.mark.usefixtures("poisoned_allocations")
+
+
+class Limits(NamedTuple):
+    count: int
+    most_taps: int
+    largest_size: int
+    largest_dilation: int
+
+
+ON_CPU = Limits(40, 99, 12, 4)
+IN_INTERPRETER = Limits(20, 6, 4, 2)  # which visits every tap of every program in Python
+LIMITS = IN_INTERPRETER if INTERPRETED else ON_CPU
+KERNEL_SIZES = [
+    (1, 1), (2, 2), (3, 3), (3, 5), (4, 3), (2, 3), (3, 2), (1, 7),
+    (5, 2), (5, 5), (7, 7), (9, 9), (11, 3), (3, 18),
+]  # fmt: skip
+
+# A full numerical Jacobian calls the operator twice for each element of the operands; larger
+# problems are checked along one random direction.
+MOST_ELEMENTS_OF_A_JACOBIAN = 700
+
+
+def draw_case(rng: np.random.Generator, limits: Limits) -> Case:
+    channels = int(rng.choice([1, 2, 3, 4, 5, 6, 8]))
+    groups = int(rng.choice([group for group in range(1, channels + 1) if channels % group == 0]))
+    kernel_sizes = [size for size in KERNEL_SIZES if math.prod(size) <= limits.most_taps]
+    furthest = limits.largest_dilation
+    kernel_size = kernel_sizes[rng.integers(len(kernel_sizes))]
+    dilation, stride = (1, 1), (1, 1)
+    if rng.random() < 0.5:  # the others are on the fast path
+        dilation = (int(rng.integers(1, furthest + 1)), int(rng.integers(1, furthest + 1)))
+        stride = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
+    mode = str(rng.choice(PADDING_MODES))
+    size = [int(rng.integers(1, limits.largest_size + 1)) for _ in range(2)]
+    if mode == "reflect":  # one reflection must suffice
+        reaches = [k // 2 * d for k, d in zip(kernel_size, dilation, strict=True)]
+        size = [max(n, reach + 1) for n, reach in zip(size, reaches, strict=True)]
+    rounding = [
+        str(rng.choice(["floor", "ceil"])) if n >= s else "ceil"
+        for n, s in zip(size, stride, strict=True)
+    ]
+    return Case(
+        batch=int(rng.integers(1, 3)),
+        channels=channels,
+        size=(size[0], size[1]),
+        kernel_size=kernel_size,
+        groups=groups,
+        channel_filter=str(rng.choice(["none", "image", "pixel", "pixel"])),
+        channel_batch=[None, 1][rng.integers(2)],
+        stride=stride,
+        dilation=dilation,
+        rounding=(rounding[0], rounding[1]),
+        padding_mode=mode,
+        combine=str(rng.choice(["mul", "add"])),
+    )
+
+
+def draw(seed: int, limits: Limits = LIMITS) -> tuple[Case, list[str]]:
+    rng = np.random.default_rng(seed)
+    return draw_case(rng, limits), [str(rng.choice(LAYOUTS)) for _ in range(4)]
+
+
+@pytest.mark.parametrize("seed", range(LIMITS.count))
+def test_random_configuration(seed: int, device: str) -> None:
+    case, layouts = draw(seed)
+    case = case.with_dtype(torch.float32 if INTERPRETED else torch.float64)
+    operands = Operands(*map(arrange, case.operands(device, seed), layouts[:3]))
+    cotangent = arrange(case.cotangent(device, seed + 1), layouts[3])
+    actual = check(kpnops.decoupled_filter, case, operands, cotangent)
+    assert has_promised_format(actual["output"], operands.input)
+
+
+@pytest.mark.parametrize("seed", range(LIMITS.count))
+def test_gradcheck_of_random_configuration(seed: int, device: str) -> None:
+    case, layouts = draw(seed)
+    leaves = [tensor for tensor in case.operands(device, seed) if tensor is not None]
+    assert torch.autograd.gradcheck(
+        # gradcheck wants dense leaves: the layout is given to what the operator sees.
+        lambda *tensors: kpnops.decoupled_filter(*map(arrange, tensors, layouts), **case.options),
+        [leaf.requires_grad_() for leaf in leaves],
+        fast_mode=INTERPRETED or sum(map(torch.numel, leaves)) > MOST_ELEMENTS_OF_A_JACOBIAN,
+        check_undefined_grad=not INTERPRETED,  # about autograd, not about kernels, and slow
+    )
+
+
+@pytest.mark.parametrize("limits", [ON_CPU, IN_INTERPRETER])
+def test_the_draw_covers_the_contract(limits: Limits) -> None:
+    # What the seeds happen to visit; a change of the draw must not lose any of it.
+    cases = [draw(seed, limits)[0] for seed in range(limits.count)]
+    assert {case.padding_mode for case in cases} == set(PADDING_MODES)
+    assert {case.channel_filter for case in cases} == {"none", "image", "pixel"}
+    for chosen in [
+        lambda case: case.combine == "add" and case.channel_filter == "image",
+        lambda case: case.combine == "add" and case.channel_filter == "pixel",
+        lambda case: case.channel_batch == 1 and case.batch == 2 and case.channel_filter != "none",
+        lambda case: 1 < case.groups < case.channels,
+        lambda case: case.groups == case.channels > 1,
+        lambda case: case.output_size != replace(case, rounding=("ceil", "ceil")).output_size,
+        lambda case: case.dilation[0] != case.dilation[1],
+        lambda case: case.taps > 49 or limits.most_taps <= 49,
+        lambda case: case.kernel_size[0] % 2 == 0 or case.kernel_size[1] % 2 == 0,
+        lambda case: case.size[1] < case.kernel_size[1] and case.stride == (1, 1),
+    ]:
+        assert any(map(chosen, cases))

@@ -1,0 +1,285 @@
+"""Wrong input: an exception whose message names the argument, what was expected and what came."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import kpnops
+from tests.helpers import COMPILED_ROUTES, Case
+
+CASE = Case(batch=2, channels=4, size=(5, 6), groups=2).with_dtype(torch.float32)
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(shape, dtype=dtype)
+
+
+# What to change in a good call; the exception; what the message must contain, in any order.
+WRONG: dict[str, tuple[dict[str, Any], type[Exception], list[str]]] = {
+    "input of rank 3": ({"input": tensor(4, 5, 6)}, ValueError, ["input", "4", "4, 5, 6"]),
+    "input of rank 5": ({"input": tensor(2, 4, 5, 6, 1)}, ValueError, ["input", "2, 4, 5, 6, 1"]),
+    "spatial filter of rank 3": (
+        {"spatial_filter": tensor(18, 5, 6)}, ValueError, ["spatial_filter", "18, 5, 6"],
+    ),
+    "spatial filter of rank 5": (
+        {"spatial_filter": tensor(2, 2, 9, 5, 6)}, ValueError, ["spatial_filter", "2, 2, 9, 5, 6"],
+    ),
+    "channel filter of rank 2": (
+        {"channel_filter": tensor(4, 9)}, ValueError, ["channel_filter", "4, 9"],
+    ),
+    "channel filter of rank 6": (
+        {"channel_filter": tensor(2, 4, 4, 5, 6, 1)}, ValueError, ["channel_filter", "4, 5, 6, 1"],
+    ),
+    "batch of the spatial filter": (
+        {"spatial_filter": tensor(3, 18, 5, 6)}, ValueError, ["spatial_filter", "3, 18, 5, 6", "2"],
+    ),
+    "spatial filter is not shared by the batch": (
+        {"spatial_filter": tensor(1, 18, 5, 6)}, ValueError, ["spatial_filter", "1, 18, 5, 6", "2"],
+    ),
+    "batch of a per-pixel channel filter": (
+        {"channel_filter": tensor(3, 4, 5, 6)}, ValueError, ["channel_filter", "3, 4, 5, 6", "2"],
+    ),
+    "batch of a per-image channel filter": (
+        {"channel_filter": tensor(3, 4, 9)}, ValueError, ["channel_filter", "3, 4, 9", "2"],
+    ),
+    "channels of the per-pixel channel filter": (
+        {"channel_filter": tensor(2, 3, 5, 6)}, ValueError, ["channel_filter", "2, 3, 5, 6", "4"],
+    ),
+    "one channel is not broadcast": (
+        {"channel_filter": tensor(2, 1, 5, 6)}, ValueError, ["channel_filter", "2, 1, 5, 6", "4"],
+    ),
+    "channels of the per-image channel filter": (
+        {"channel_filter": tensor(2, 5, 9)}, ValueError, ["channel_filter", "2, 5, 9", "4"],
+    ),
+    "taps of the channel filter": (
+        {"channel_filter": tensor(2, 4, 8)}, ValueError, ["channel_filter", "2, 4, 8", "9"],
+    ),
+    "size of the channel filter": (
+        {"channel_filter": tensor(2, 4, 5, 5)}, ValueError, ["channel_filter", "2, 4, 5, 5", "6"],
+    ),
+    "one pixel is not broadcast": (
+        {"channel_filter": tensor(2, 4, 1, 1)}, ValueError, ["channel_filter", "2, 4, 1, 1", "5"],
+    ),
+    "height of the spatial filter": (
+        {"spatial_filter": tensor(2, 18, 4, 6)}, ValueError, ["spatial_filter", "2, 18, 4, 6", "5"],
+    ),
+    "width of the spatial filter": (
+        {"spatial_filter": tensor(2, 18, 5, 7)}, ValueError, ["spatial_filter", "2, 18, 5, 7", "6"],
+    ),
+    "size after the stride": (
+        {"stride": 2, "channel_filter": None, "spatial_filter": tensor(2, 18, 4, 3)},
+        ValueError,
+        ["spatial_filter", "2, 18, 4, 3", "2 or 3"],
+    ),
+    "groups do not divide the channels": (
+        {"spatial_filter": tensor(2, 27, 5, 6)}, ValueError, ["spatial_filter", "27", "4"],
+    ),
+    "more groups than channels": (
+        {"spatial_filter": tensor(2, 72, 5, 6)}, ValueError, ["spatial_filter", "72", "4"],
+    ),
+    "planes are no multiple of the taps": (
+        {"spatial_filter": tensor(2, 19, 5, 6)}, ValueError, ["spatial_filter", "19", "9"],
+    ),
+    "no planes": (
+        {"spatial_filter": tensor(2, 0, 5, 6)}, ValueError, ["spatial_filter", "2, 0, 5, 6"],
+    ),
+    "kernel size does not fit": (
+        {"kernel_size": 5}, ValueError, ["spatial_filter", "kernel_size", "18", "5"],
+    ),
+    "no kernel size and no square": (
+        {"kernel_size": None}, ValueError, ["spatial_filter", "kernel_size", "18"],
+    ),
+    "kernel size of zero": ({"kernel_size": 0}, ValueError, ["kernel_size", "0"]),
+    "negative kernel size": ({"kernel_size": (3, -3)}, ValueError, ["kernel_size", "-3"]),
+    "three kernel sizes": ({"kernel_size": (3, 3, 3)}, ValueError, ["kernel_size", "3"]),
+    "fractional kernel size": ({"kernel_size": 3.0}, TypeError, ["kernel_size", "float"]),
+    "stride of zero": ({"stride": 0}, ValueError, ["stride", "0"]),
+    "fractional stride": ({"stride": (1, 1.5)}, TypeError, ["stride", "1.5"]),
+    "stride is no number": ({"stride": "1"}, TypeError, ["stride", "'1'"]),
+    "stride is a truth value": ({"stride": True}, TypeError, ["stride", "True"]),
+    "dilation of zero": ({"dilation": (1, 0)}, ValueError, ["dilation", "0"]),
+    "no dilation": ({"dilation": None}, TypeError, ["dilation", "None"]),
+    "unknown padding mode": (
+        {"padding_mode": "symmetric"},
+        ValueError,
+        ["padding_mode", "symmetric", "zeros", "replicate", "reflect", "circular"],
+    ),
+    "padding mode is None": ({"padding_mode": None}, ValueError, ["padding_mode", "None"]),
+    "unknown combination": ({"combine": "sub"}, ValueError, ["combine", "sub", "mul", "add"]),
+    "unknown normalisation": ({"normalize": "l1"}, ValueError, ["normalize", "l1", "softmax"]),
+    "no height": (
+        {"input": tensor(2, 4, 0, 6), "spatial_filter": tensor(2, 18, 0, 6)},
+        ValueError,
+        ["input", "2, 4, 0, 6"],
+    ),
+    "no width": (
+        {"input": tensor(2, 4, 5, 0), "spatial_filter": tensor(2, 18, 5, 0)},
+        ValueError,
+        ["input", "2, 4, 5, 0"],
+    ),
+    "no channels": (
+        {"input": tensor(2, 0, 5, 6), "channel_filter": None}, ValueError, ["input", "2, 0, 5, 6"],
+    ),
+    "reflection of one pixel": (
+        {
+            "input": tensor(2, 4, 1, 6),
+            "spatial_filter": tensor(2, 18, 1, 6),
+            "channel_filter": None,
+            "padding_mode": "reflect",
+        },
+        ValueError,
+        ["padding_mode", "reflect", "1"],
+    ),
+    "reflection beyond the image by dilation": (
+        {"padding_mode": "reflect", "dilation": (1, 6)},
+        ValueError,
+        ["padding_mode", "reflect", "6"],
+    ),
+    "input is a NumPy array": (
+        {"input": np.ones((2, 4, 5, 6), np.float32)}, TypeError, ["input", "Tensor", "ndarray"],
+    ),
+    "spatial filter is a list": ({"spatial_filter": [1.0]}, TypeError, ["spatial_filter", "list"]),
+    "channel filter is a number": ({"channel_filter": 2.0}, TypeError, ["channel_filter", "float"]),
+    "sparse input": (
+        {"input": tensor(2, 4, 5, 6).to_sparse()}, TypeError, ["input", "sparse"],
+    ),
+}  # fmt: skip
+
+NOT_YET: dict[str, tuple[dict[str, Any], str]] = {
+    "mixing matrix": ({"channel_filter": tensor(2, 4, 4, 5, 6)}, "channel_filter"),
+    "upsampling": ({"scale_factor": 2}, "scale_factor"),
+    "softmax": ({"normalize": "softmax"}, "normalize"),
+    "channel filter only": (
+        {"spatial_filter": None, "channel_filter": tensor(2, 4, 9)},
+        "spatial_filter",
+    ),
+}
+
+
+def good_call(device: str) -> dict[str, Any]:
+    return CASE.operands(device)._asdict() | CASE.options
+
+
+def call(operator: Any, arguments: dict[str, Any], device: str) -> Any:
+    moved = {
+        name: value.to(device) if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }
+    operands = [moved.pop(name) for name in ("input", "spatial_filter", "channel_filter")]
+    return operator(*operands, **moved)
+
+
+def test_the_call_without_a_mistake(device: str) -> None:
+    assert call(kpnops.decoupled_filter, good_call(device), device).shape == (2, 4, 5, 6)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input(name: str, device: str) -> None:
+    change, exception, needles = WRONG[name]
+    with pytest.raises(exception) as caught:
+        call(kpnops.decoupled_filter, good_call(device) | change, device)
+    assert type(caught.value) is exception
+    for needle in needles:
+        assert re.search(rf"(?<!\d){re.escape(needle)}(?!\d)", str(caught.value)), (
+            f"{needle!r} is missing from: {caught.value}"
+        )
+
+
+@pytest.mark.parametrize("name", NOT_YET)
+def test_what_is_not_there_yet_says_so(name: str, device: str) -> None:
+    change, option = NOT_YET[name]
+    with pytest.raises(NotImplementedError, match=option):
+        call(kpnops.decoupled_filter, good_call(device) | change, device)
+
+
+@pytest.mark.parametrize("scale_factor", [0, -1, 1.5, True, "2"])
+def test_wrong_scale_factor(scale_factor: Any, device: str) -> None:
+    with pytest.raises((ValueError, TypeError), match="scale_factor"):
+        call(kpnops.decoupled_filter, good_call(device) | {"scale_factor": scale_factor}, device)
+
+
+@pytest.mark.parametrize("argument", ["input", "spatial_filter", "channel_filter"])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.uint8, torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn],
+    ids=str,
+)
+def test_wrong_dtype(dtype: torch.dtype, argument: str, device: str) -> None:
+    arguments = good_call(device)
+    arguments[argument] = torch.ones(arguments[argument].shape).to(dtype)
+    with pytest.raises(TypeError, match=argument) as caught:
+        call(kpnops.decoupled_filter, arguments, device)
+    assert str(dtype) in str(caught.value)
+    assert "float32" in str(caught.value)  # what was expected
+
+
+@pytest.mark.parametrize("argument", ["input", "spatial_filter", "channel_filter"])
+def test_devices_that_differ(argument: str, device: str) -> None:
+    arguments = good_call(device)
+    arguments[argument] = arguments[argument].to("meta")
+    operands = [arguments.pop(name) for name in CASE.operands()._fields]
+    with pytest.raises(ValueError, match="meta") as caught:
+        kpnops.decoupled_filter(*operands, **arguments)
+    assert device in str(caught.value)
+    assert re.search(r"^(spatial|channel)_filter", str(caught.value))
+
+
+def test_fractional_floats_and_bad_values_are_never_read_as_options(device: str) -> None:
+    for option in ("kernel_size", "stride", "dilation"):
+        for value in (math.nan, 1.0, (1, None), {1, 2}, torch.tensor(1)):
+            with pytest.raises(TypeError, match=option):
+                call(kpnops.decoupled_filter, good_call(device) | {option: value}, device)
+
+
+def test_options_are_keywords(device: str) -> None:
+    image, spatial, channel = CASE.operands(device)
+    with pytest.raises(TypeError, match="positional"):
+        kpnops.decoupled_filter(image, spatial, channel, 3)  # type: ignore[misc]
+
+
+def test_reflection_as_far_as_it_goes_is_no_error(device: str) -> None:
+    change = {"padding_mode": "reflect", "dilation": (4, 5)}
+    assert call(kpnops.decoupled_filter, good_call(device) | change, device).isfinite().all()
+
+
+def test_an_error_leaves_everything_as_it_was(device: str) -> None:
+    arguments = good_call(device)
+    before = {name: value.clone() for name, value in arguments.items() if torch.is_tensor(value)}
+    with pytest.raises(ValueError, match="combine"):
+        call(kpnops.decoupled_filter, arguments | {"combine": "sub"}, device)
+    for name, value in before.items():
+        assert torch.equal(arguments[name], value)
+    assert call(kpnops.decoupled_filter, arguments, device).isfinite().all()
+
+
+@pytest.mark.parametrize("device", COMPILED_ROUTES, indirect=True)
+@pytest.mark.parametrize("name", WRONG)
+def test_the_reference_raises_the_same(name: str, device: str) -> None:
+    change, exception, _ = WRONG[name]
+    messages = []
+    for operator in (kpnops.decoupled_filter, kpnops.reference.decoupled_filter):
+        with pytest.raises(exception) as caught:
+            call(operator, good_call(device) | change, device)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_meta_tensors_give_shapes(device: str) -> None:
+    operands = [tensor.to("meta") for tensor in CASE.operands()]
+    assert kpnops.decoupled_filter(*operands, **CASE.options).shape == (2, 4, 5, 6)
+
+
+def test_errors_under_compile_are_the_same(device: str) -> None:
+    # A wrong shape must be refused before the operator, whoever traces the call.
+    compiled = torch.compile(kpnops.decoupled_filter, backend="eager")
+    arguments = good_call(device) | {"channel_filter": tensor(3, 4, 9).to(device)}
+    with pytest.raises(ValueError, match="channel_filter") as caught:
+        call(kpnops.decoupled_filter, arguments, device)
+    with pytest.raises(ValueError, match="channel_filter") as compiled_error:
+        call(compiled, arguments, device)
+    assert str(caught.value) == str(compiled_error.value)
