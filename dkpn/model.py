@@ -1,0 +1,316 @@
+"""DKPN: preliminary result, guided encoder-decoder, decoupled head, and their filter."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+import kpnops
+import kpnops.reference
+from dkpn.blocks import EncoderDecoder, PooledBranch, soft_masks
+from dkpn.color import srgb_to_linear
+from dkpn.config import DKPNConfig
+from dkpn.infer import Image, encoded_batch, in_layout_of
+
+
+@dataclass(frozen=True)
+class DKPNOutput:
+    """What the network made of a batch of B images of H × W pixels.
+
+    Args:
+        result: (B, 3, H, W), float32, linear, 1.0 = clip level: the HDR image.
+        preliminary: (B, 3, H, W), float32, linear, 1.0 = clip level: the photo through the
+            predicted inverse response curve, before the filter.
+        masks: (B, 6, H, W) in [0, 1]: soft masks of over-, then of under-exposure, each for R, G,
+            B.
+        spatial_filter: (B, K², H, W), or (B, 3·K², H, W) with ``head="undecoupled"``: taps.
+        channel_filter: (B, 3, H, W) gains with ``head="gain"``, (B, 3, K²) with ``"per-image"``,
+            None with ``"undecoupled"``.
+    """
+
+    result: Tensor
+    preliminary: Tensor
+    masks: Tensor
+    spatial_filter: Tensor
+    channel_filter: Tensor | None
+
+
+class InverseResponse(nn.Module):
+    """The preliminary module: one inverse response curve, and one black level, for the image.
+
+    ``g(x) = b + (1 - b) exp(log sRGB⁻¹(x) - Σ_k c_k ∫_x^1 hat_k(t) / t dt)``: the pooled branch
+    predicts by which factor the slope of log g over log x differs from that of sRGB at a few knots
+    x_k, which gives c_k; ``hat_k`` interpolates between them. A bound on the factor keeps the curve
+    rising; g(1) = 1. Before training the photo is decoded as sRGB, to ``START_BLACK``.
+
+    Args:
+        config: the network's choices (``curve_knots``, ``max_black``, ``dark_floor``,
+            ``pooled_width``).
+    """
+
+    TABLE_SIZE = 1024
+    MAX_LOG_FACTOR = math.log(4.0)  # of the slope at a knot, up or down
+    START_BLACK = 1e-3  # black level before training
+
+    def __init__(self, config: DKPNConfig) -> None:
+        super().__init__()
+        self.dark_floor = config.dark_floor
+        self.max_black = config.max_black
+        self.start = math.log(self.START_BLACK / (config.max_black - self.START_BLACK))
+        self.predict = nn.Linear(config.pooled_width, len(config.curve_knots) + 1)
+        nn.init.zeros_(self.predict.weight)
+        nn.init.zeros_(self.predict.bias)
+        knots = torch.tensor(config.curve_knots, dtype=torch.float64)
+        table = _integrated_hats(knots, config.dark_floor, self.TABLE_SIZE)
+        self.register_buffer("table", table.float(), persistent=False)
+        self.register_buffer("slope", _srgb_slope(knots).float(), persistent=False)
+
+    def forward(self, image: Tensor, pooled: Tensor) -> Tensor:
+        """Linearise an image.
+
+        Args:
+            image: (B, 3, H, W), float32, encoded in [0, 1].
+            pooled: (B, pooled_width) image vector.
+
+        Returns:
+            (B, 3, H, W), float32, the natural logarithm of linear radiance; 0 is the clip level.
+        """
+        numbers = self.predict(pooled).float()  # (B, knots + 1)
+        bound = self.MAX_LOG_FACTOR
+        factor = torch.exp(bound * torch.tanh(numbers[:, :-1] / bound))
+        coefficients = self.get_buffer("slope") * (factor - 1.0)  # (B, knots)
+        black = self.max_black * torch.sigmoid(numbers[:, -1] + self.start)
+        floor = self.dark_floor
+        value = image.clamp(floor, 1.0)
+        position = (value - floor) * ((self.TABLE_SIZE - 1) / (1.0 - floor))
+        below = position.long().clamp_max(self.TABLE_SIZE - 2)
+        table = self.get_buffer("table")
+        fraction = position - below
+        log_light = srgb_to_linear(value).log()
+        # Knot by knot: all of them at once would be several images of this size.
+        for hat, coefficient in zip(table, coefficients.unbind(1), strict=True):
+            basis = torch.lerp(hat[below], hat[below + 1], fraction)
+            log_light = log_light - rearrange(coefficient, "b -> b 1 1 1") * basis
+        light = log_light.exp()
+        black = rearrange(black, "b -> b 1 1 1")
+        return torch.log(black + (1.0 - black) * light)
+
+
+def _srgb_slope(value: Tensor) -> Tensor:
+    """Slope of log sRGB⁻¹(x) over log x: 1 in the linear toe, 2.4 x / (x + 0.055) above it."""
+    return torch.where(value <= 0.04045, 1.0, 2.4 * value / (value + 0.055))
+
+
+def _integrated_hats(knots: Tensor, start: float, size: int) -> Tensor:
+    """``∫_x^1 hat_k(t) / t dt`` on ``size`` values x from ``start`` to 1: (knots, size)."""
+    steps = 16  # integration steps for each table entry; the error is far below float32's
+    fine = torch.linspace(start, 1.0, (size - 1) * steps + 1, dtype=torch.float64)
+    interval = torch.bucketize(fine, knots[1:-1], right=True)
+    left, right = knots[interval], knots[interval + 1]
+    rising = (fine - left) / (right - left)
+    hats = torch.zeros(len(knots), len(fine), dtype=torch.float64)
+    hats.scatter_(0, interval[None], (1.0 - rising)[None])
+    hats.scatter_(0, interval[None] + 1, rising[None])
+    from_start = torch.cumulative_trapezoid(hats / fine, fine, dim=1)
+    from_start = F.pad(from_start, (1, 0))
+    return (from_start[:, -1:] - from_start)[:, ::steps].contiguous()
+
+
+class DKPN(nn.Module):
+    """Decoupled kernel prediction network: an 8-bit photo in, an HDR image out.
+
+    ``result = decoupled_filter(preliminary, spatial_filter, channel_filter)``: the preliminary
+    result is the photo through a predicted inverse response curve, and an encoder-decoder guided by
+    soft masks of over- and under-exposure predicts the filters of each pixel. An untrained network
+    returns the photo decoded as sRGB: its curve is sRGB's, its filters are deltas (to
+    ``DELTA_LEAK``), its gains are 1.
+
+    Args:
+        config: the network's choices.
+        op: ``"fused"`` filters with :func:`kpnops.decoupled_filter`, ``"naive"`` with the slow
+            :func:`kpnops.reference.decoupled_filter`; same weights, same numbers up to rounding.
+
+    Raises:
+        ValueError: ``op`` is neither.
+
+    References:
+        Cao et al., ACM TOMM 19(2s), 2023 (the abstract); :mod:`dkpn.config` lists what is our own.
+    """
+
+    DELTA_LEAK = 0.02  # sum of all taps but the centre one before training
+
+    def __init__(
+        self, config: DKPNConfig | None = None, op: Literal["fused", "naive"] = "fused"
+    ) -> None:
+        super().__init__()
+        if op not in ("fused", "naive"):
+            raise ValueError(f'op: expected "fused" or "naive", got {op!r}')
+        self.config = config = config or DKPNConfig()
+        self.op = op
+        self.pooled = PooledBranch(config.pooled_width)
+        self.preliminary = InverseResponse(config)
+        self.backbone = EncoderDecoder(
+            12 * config.unshuffle**2,
+            config.channels,
+            config.encoder_blocks,
+            config.decoder_blocks,
+            config.guidance,
+            config.pooled_width,
+        )
+        self.head = FilterHead(config, self.DELTA_LEAK)
+
+    def forward(self, image: Tensor) -> DKPNOutput:
+        """Reconstruct a batch, with everything that a loss may want.
+
+        Args:
+            image: (B, 3, H, W) with H, W ≥ 1, floating point, sRGB-encoded in [0, 1].
+
+        Returns:
+            The result and the steps to it.
+
+        Raises:
+            TypeError: ``image`` is not floating point.
+            ValueError: ``image`` has another rank or channel count, or no pixels.
+        """
+        _check_image(image)
+        config = self.config
+        image = image.float()
+        masks = soft_masks(image, config.mask_tau, config.mask_squared)
+        # Radiance spans more than half precision holds, so the curve and the filter stay in
+        # float32; so does the branch that decides the curve for all pixels, which costs little.
+        with torch.autocast(image.device.type, enabled=False):
+            pooled = self.pooled(image)
+            log_preliminary = self.preliminary(image, pooled)
+        height, width = image.shape[-2:]
+        features = torch.cat((image, 0.25 * log_preliminary + 0.5, masks), dim=1)
+        features = _pad_to_multiple(features, config.size_multiple)
+        features = F.pixel_unshuffle(features, config.unshuffle)
+        padded_masks = _pad_to_multiple(masks, config.size_multiple)
+        folded_masks = F.avg_pool2d(padded_masks, config.unshuffle)
+        features = self.backbone(features, folded_masks, pooled)
+        spatial_filter, channel_filter = self.head(features, pooled, (height, width))
+        preliminary = log_preliminary.exp()
+        result = self._filter(preliminary, spatial_filter, channel_filter)
+        return DKPNOutput(result, preliminary, masks, spatial_filter, channel_filter)
+
+    @torch.no_grad()
+    def infer(self, image: Image) -> Image:
+        """Reconstruct an image as it comes from a file.
+
+        Args:
+            image: sRGB-encoded; numpy (H, W, 3), or torch (3, H, W) or (B, 3, H, W); uint8, uint16,
+                or floating point in [0, 1]. It may lie on another device than the network.
+
+        Returns:
+            float32 of the same kind, layout and device: linear Rec.709, 1.0 = the photo's clip
+            level, taken as diffuse white, 203 cd/m².
+
+        Raises:
+            TypeError: ``image`` is neither array nor tensor, or of another dtype.
+            ValueError: another layout, no pixels, NaN, or values outside [0, 1].
+        """
+        batch = encoded_batch(image).to(next(self.parameters()).device)
+        return in_layout_of(image, self(batch).result)
+
+    def _filter(
+        self, preliminary: Tensor, spatial_filter: Tensor, channel_filter: Tensor | None
+    ) -> Tensor:
+        fused = self.op == "fused"
+        decoupled_filter = kpnops.decoupled_filter if fused else kpnops.reference.decoupled_filter
+        return decoupled_filter(
+            preliminary,
+            spatial_filter,
+            channel_filter,
+            kernel_size=self.config.kernel_size,
+            padding_mode="replicate",
+        )
+
+
+class FilterHead(nn.Module):
+    """Turns features at the first scale into the spatial and the channel filter at full resolution.
+
+    Args:
+        config: the network's choices.
+        delta_leak: sum of all taps but the centre one before training.
+    """
+
+    def __init__(self, config: DKPNConfig, delta_leak: float) -> None:
+        super().__init__()
+        self.config = config
+        taps = config.kernel_size**2
+        self.groups = 3 if config.head == "undecoupled" else 1
+        per_pixel = self.groups * taps + (3 if config.head == "gain" else 0)
+        self.convolution = nn.Conv2d(
+            config.channels[0], per_pixel * config.unshuffle**2, 3, padding=1
+        )
+        # Zero weights give every pixel the same start; only this layer waits one step for it.
+        for parameter in self.convolution.parameters():
+            nn.init.zeros_(parameter)
+        self.per_image: nn.Linear | None = None
+        if config.head == "per-image":
+            self.per_image = nn.Linear(config.pooled_width, 3 * taps)
+            for parameter in self.per_image.parameters():
+                nn.init.zeros_(parameter)
+        delta = torch.full((taps,), delta_leak / max(taps - 1, 1))
+        delta[taps // 2] = 1.0
+        if config.taps == "softmax":
+            start = delta.log()
+        else:
+            start = torch.logit(delta / math.exp(config.max_log_gain))
+        start = start.repeat(self.groups)
+        self.register_buffer("start", rearrange(start, "t -> t 1 1"), persistent=False)
+
+    def forward(
+        self, features: Tensor, pooled: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Predict the filters.
+
+        Args:
+            features: (B, C, h, w) at the first scale.
+            pooled: (B, pooled_width) image vector.
+            size: height and width to crop to.
+
+        Returns:
+            spatial_filter (B, groups·K², H, W), and channel_filter (B, 3, H, W), (B, 3, K²) or
+            None.
+        """
+        numbers = F.pixel_shuffle(self.convolution(F.relu(features)), self.config.unshuffle)
+        numbers = numbers[..., : size[0], : size[1]]
+        taps = self.groups * self.config.kernel_size**2
+        logits = numbers[:, :taps] + self.get_buffer("start")
+        if self.config.taps == "softmax":
+            spatial_filter = torch.softmax(logits, dim=1)
+        else:
+            # exp(x) where it is small, with 2^max_gain_stops as its upper bound.
+            spatial_filter = math.exp(self.config.max_log_gain) * torch.sigmoid(logits)
+        if self.per_image is not None:
+            channel_filter = self._bounded_exp(self.per_image(pooled))
+            return spatial_filter, rearrange(channel_filter, "b (c t) -> b c t", c=3)
+        if self.config.head == "gain":
+            return spatial_filter, self._bounded_exp(numbers[:, taps:])
+        return spatial_filter, None
+
+    def _bounded_exp(self, value: Tensor) -> Tensor:
+        """``exp`` bounded smoothly to ``2^±max_gain_stops``, of slope 1 at 0."""
+        bound = self.config.max_log_gain
+        return torch.exp(bound * torch.tanh(value / bound))
+
+
+def _check_image(image: Tensor) -> None:
+    if not image.is_floating_point():
+        raise TypeError(
+            f"image: expected a floating point tensor in [0, 1], got {image.dtype}; "
+            "dkpn.infer.infer takes uint8 and uint16"
+        )
+    if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
+        raise ValueError(f"image: expected (B, 3, H, W) with pixels, got {tuple(image.shape)}")
+
+
+def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sizes are multiples; works down to 1 × 1."""
+    height, width = image.shape[-2:]
+    return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")

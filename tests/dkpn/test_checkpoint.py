@@ -1,0 +1,204 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dkpn import DKPN, DKPNConfig
+from dkpn import checkpoint as checkpoint_module
+from dkpn.checkpoint import (
+    TrainingState,
+    latest_checkpoint,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+
+TINY = DKPNConfig(
+    width=4, pooled_width=4, channel_multipliers=(1,), encoder_blocks=(1,), decoder_blocks=()
+)
+RUN = {"model": dataclasses.asdict(TINY), "train": {"seed": 0}}
+
+
+def trained_state(seed=0, steps=2):
+    torch.manual_seed(seed)
+    model, ema = DKPN(TINY), DKPN(TINY)
+    state = TrainingState(model, ema, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    image = torch.rand(1, 3, 4, 4)
+    for _ in range(steps):
+        state.optimizer.zero_grad()
+        model(image).result.sum().backward()
+        state.optimizer.step()
+        state.iteration += 1
+    return state
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    state = trained_state()
+    save_weights(tmp_path / "weights", state.model)
+    return tmp_path / "weights", state.model
+
+
+@pytest.mark.parametrize("target", ["", "model.safetensors"])
+def test_weights_come_back_from_file_and_folder(weights, target):
+    folder, model = weights
+    loaded = load_weights(folder / target)
+    assert loaded.config == TINY
+    assert equal(loaded.state_dict(), model.state_dict())
+    assert not loaded.training
+
+
+def test_a_weights_file_needs_nothing_beside_it(weights, tmp_path):
+    folder, model = weights
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(folder / "model.safetensors", alone)
+    assert equal(load_weights(alone).state_dict(), model.state_dict())
+
+
+def test_a_config_beside_stands_in_for_missing_metadata(weights):
+    folder, model = weights
+    save_file(model.state_dict(), folder / "model.safetensors")
+    assert equal(load_weights(folder).state_dict(), model.state_dict())
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no network configuration.*config\.json"):
+        load_weights(folder)
+
+
+def test_two_configs_that_differ_are_an_error(weights):
+    folder, _ = weights
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"mask_tau": 0.1}))
+    with pytest.raises(ValueError, match=r"config\.json differ in mask_tau: 0\.05 and 0\.1"):
+        load_weights(folder)
+
+
+def test_tensors_that_do_not_fit_are_named(weights):
+    folder, model = weights
+    tensors = dict(model.state_dict())
+    tensors["backbone.stem.bias"] = torch.zeros(5)
+    del tensors["pooled.linear.0.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"backbone\.stem\.bias.*\(4,\).*\(5,\).*pooled\.linear"):
+        load_weights(folder)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty"])
+def test_damaged_weights_name_the_file(weights, damage):
+    folder, _ = weights
+    path = folder / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes({"truncated": data[:-100], "text": b"hello world", "empty": b""}[damage])
+    with pytest.raises(ValueError, match=r"model\.safetensors: not a complete safetensors file"):
+        load_weights(folder)
+
+
+def test_damaged_config_names_the_file(weights):
+    folder, _ = weights
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
+        load_weights(folder)
+
+
+def test_missing_weights_name_the_path(tmp_path):
+    for path in (tmp_path, tmp_path / "no.safetensors"):
+        with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+            load_weights(path)
+
+
+def test_a_checkpoint_restores_everything(tmp_path):
+    state = trained_state()
+    torch.manual_seed(7)
+    path = save_checkpoint(tmp_path, state, RUN, keep=1, seconds=2.5)
+    expected_draw = torch.rand(3)
+    fresh = trained_state(seed=1, steps=0)
+    assert load_checkpoint(path, fresh, RUN) == 2.5
+    assert torch.equal(torch.rand(3), expected_draw)
+    assert fresh.iteration == 2
+    assert equal(fresh.model.state_dict(), state.model.state_dict())
+    assert equal(fresh.ema.state_dict(), state.ema.state_dict())
+    expected, actual = state.optimizer.state_dict(), fresh.optimizer.state_dict()
+    assert expected["param_groups"] == actual["param_groups"]
+    assert expected["state"].keys() == actual["state"].keys()
+    for index in expected["state"]:
+        assert equal(actual["state"][index], expected["state"][index])
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    state = trained_state()
+    for iteration in (2, 10, 9, 100):
+        state.iteration = iteration
+        save_checkpoint(tmp_path, state, RUN, keep=2, seconds=0.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000010", "00000100"]
+    latest = latest_checkpoint(tmp_path)
+    assert latest is not None
+    assert latest.name == "00000100"
+    assert latest_checkpoint(tmp_path / "absent") is None
+
+
+def test_a_failed_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    state = trained_state()
+    good = save_checkpoint(tmp_path, state, RUN, keep=1, seconds=0.0)
+    state.iteration += 1
+
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "write_json", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, state, RUN, keep=1, seconds=0.0)
+    assert list(tmp_path.iterdir()) == [good]
+
+
+def test_another_configuration_is_refused_with_both_values(tmp_path):
+    path = save_checkpoint(tmp_path, trained_state(), RUN, keep=1, seconds=0.0)
+    other = {"model": RUN["model"], "train": {"seed": 1}}
+    with pytest.raises(ValueError, match=r"train\.seed: 0 and 1"):
+        load_checkpoint(path, trained_state(), other)
+
+
+@pytest.mark.parametrize("name", ["model", "ema", "optimizer", "rng"])
+def test_a_damaged_checkpoint_names_the_file(tmp_path, name):
+    path = save_checkpoint(tmp_path, trained_state(), RUN, keep=1, seconds=0.0)
+    file = path / f"{name}.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match=rf"{name}\.safetensors"):
+        load_checkpoint(path, trained_state(), RUN)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}\.safetensors"):
+        load_checkpoint(path, trained_state(), RUN)
+
+
+def test_a_folder_without_state_is_no_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"state\.json"):
+        load_checkpoint(tmp_path, trained_state(), RUN)
+
+
+def test_nothing_is_pickled():
+    """torch.load runs code from the file that it reads; no source of the package may name it."""
+    sources = Path(checkpoint_module.__file__).parent.glob("*.py")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+    for forbidden in ("torch.load", "torch.save", "import pickle", "np.load", "allow_pickle"):
+        assert forbidden not in text
+
+
+def test_files_have_the_usual_permissions(tmp_path):
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    path = save_checkpoint(tmp_path / "run", trained_state(), RUN, keep=1, seconds=0.0)
+    files = [*path.iterdir(), save_weights(tmp_path / "weights", DKPN(TINY))]
+    assert {file.stat().st_mode for file in files} == {plain.stat().st_mode}
+
+
+def test_what_a_killed_process_left_is_swept_away(tmp_path):
+    (tmp_path / ".writing-00000001").mkdir()
+    path = save_checkpoint(tmp_path, trained_state(), RUN, keep=1, seconds=0.0)
+    assert list(tmp_path.iterdir()) == [path]
