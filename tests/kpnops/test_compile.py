@@ -125,3 +125,35 @@ def test_the_check_notices_a_spill():
     item = launches((7, 7), 32, 512, ("pixel", "mul"), torch.float64)[0]
     item.constants.update(KH=12, KW=12)
     assert compile_launch(item, "sm_90").spilled_bytes > 0
+
+
+class StandInDriver:
+    """As much of a GPU's driver as Triton asks for before it launches."""
+
+    def get_current_target(self):
+        return TARGETS["sm_90"]
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+
+@pytest.mark.parametrize("stride", [1, 2], ids=["fast", "general"])
+@pytest.mark.parametrize("form", ["pixel", "image"])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_launches_bind_to_the_kernels_as_on_a_gpu(monkeypatch, channels, form, stride):
+    """Argument names, tuples of strides and options pass through Triton's own launcher."""
+    from triton.runtime import driver
+
+    forward, backward = plans(
+        (1, channels, 20, 40), form=form, kernel_size=(3, 3), stride=(stride, stride)
+    )
+    monkeypatch.setattr(driver, "_active", StandInDriver())
+    for item in forward + backward:
+        options = item.options(nvidia=True)
+        compiled = item.kernel.warmup(
+            grid=(item.programs,), **item.arguments, **item.constants, **options
+        )
+        assert compiled.metadata.num_warps == item.num_warps

@@ -125,8 +125,8 @@ def test_one_graph_for_all_sizes(
         return kpnops.decoupled_filter(*operands, kernel_size=kernel_size, stride=stride)
 
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
-    # The sizes of the first call differ from each other, since equal ones count as one symbol. Later
-    # ones are odd and even: rounded up or down, or not at all.
+    # The sizes of the first call differ from each other, since equal ones count as one symbol;
+    # later ones are odd and even: rounded up or down, or not at all.
     for batch, channels, size in [(2, 3, (11, 15)), (3, 5, (4, 7)), (2, 2, (5, 4))]:
         case = Case(batch, channels, size, (2, 2), stride=(stride,) * 2, rounding=(rounding,) * 2)
         leaves = leaves_of(case.with_dtype(F32).operands(device))
