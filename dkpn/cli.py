@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dkpn.config import TrainConfig  # the standard library is all that it needs
+
 if TYPE_CHECKING:
     from dkpn.model import DKPN
     from dkpn.train import RunConfig
@@ -99,17 +101,44 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=_train)
     add = parser.add_argument
+    defaults = TrainConfig()
     add("--data", type=Path, metavar="DIR", help="HDR images (.hdr, .exr); default: generated")
     add("--val", type=Path, metavar="DIR", help="HDR images; default: a tenth of --data's scenes")
     add("--config", type=Path, metavar="FILE.toml", help="all choices; the options below override")
-    add("--out", type=Path, required=True, metavar="RUN", help="folder of the run")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/dkpn"),
+        metavar="RUN",
+        help="folder of the run (default: %(default)s)",
+    )
     add("--resume", metavar="auto|PATH", help="go on from the newest checkpoint of RUN, or PATH")
-    add("--iterations", type=int, metavar="N", help="optimizer steps")
+    add(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help=f"optimizer steps (default: {defaults.iterations})",
+    )
     add("--minutes", type=float, metavar="M", help="end after so many minutes of training, too")
-    add("--batch-size", type=int, metavar="N", help="samples a step")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"samples a step (default: {defaults.batch_size})",
+    )
     add("--crop-size", type=int, metavar="PIXELS", help="side of a training crop")
-    add("--learning-rate", type=float, metavar="X", help="after the warm-up")
-    add("--workers", type=int, metavar="N", help="processes that make training pairs")
+    add(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        help=f"after the warm-up (default: {defaults.learning_rate})",
+    )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"processes that make training pairs (default: {defaults.workers})",
+    )
     add("--seed", type=int, metavar="N", help="of the first weights and of the training pairs")
     _add_device(parser)
 

@@ -304,7 +304,7 @@ def _check_image(image: Tensor) -> None:
     if not image.is_floating_point():
         raise TypeError(
             f"image: expected a floating point tensor in [0, 1], got {image.dtype}; "
-            "dkpn.infer.infer takes uint8 and uint16"
+            "DKPN.infer takes uint8 and uint16"
         )
     if image.ndim != 4 or image.shape[1] != 3 or image.numel() == 0:
         raise ValueError(f"image: expected (B, 3, H, W) with pixels, got {tuple(image.shape)}")

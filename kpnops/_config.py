@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 
 from ._decoupled_filter import route
+from ._decoupled_filter.api import pair
 from ._decoupled_filter.geometry import Window
 
 __all__ = ["show_config"]
@@ -34,7 +35,8 @@ def show_config(
         device: Device of the tensors; ``None`` means the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: A shape does not have four positive sizes.
+        TypeError: ``kernel_size``, ``stride`` or ``dilation`` is no int or pair of ints.
+        ValueError: One of them is below 1, or a shape does not have four positive sizes.
 
     Example:
         >>> import kpnops
@@ -49,7 +51,9 @@ def show_config(
     for line in _devices():
         print(line)
     target = torch.device(device) if device is not None else _default_device()
-    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation))
+    window = Window(
+        pair("kernel_size", kernel_size), pair("stride", stride), pair("dilation", dilation)
+    )
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
             raise ValueError(
@@ -85,10 +89,6 @@ def _devices() -> list[str]:
 
 def _default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
 
 
 def _route(shape: Shape, window: Window, dtype: torch.dtype, device: torch.device) -> str:

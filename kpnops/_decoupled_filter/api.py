@@ -143,8 +143,8 @@ def validate(
     _check_option("padding_mode", padding_mode, PADDING_MODES)
     _check_option("combine", combine, COMBINE_MODES)
     _check_option("normalize", normalize, (None, "softmax"))
-    stride_yx = _pair("stride", stride)
-    dilation_yx = _pair("dilation", dilation)
+    stride_yx = pair("stride", stride)
+    dilation_yx = pair("dilation", dilation)
     if normalize is not None:
         raise NotImplementedError(
             'normalize="softmax" is not available in this version: normalise spatial_filter with '
@@ -176,18 +176,19 @@ def _check_option(name: str, value: object, allowed: tuple[str | None, ...]) -> 
         raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
 
 
-def _pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else value
-    if not isinstance(pair, tuple | list):
+def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+    """The argument ``name`` as (y, x); TypeError or ValueError where its numbers are not >= 1."""
+    both = (value, value) if isinstance(value, int) else value
+    if not isinstance(both, tuple | list):
         raise TypeError(f"{name}: expected an int or a pair (y, x) of ints, got {_describe(value)}")
-    if len(pair) != 2:
-        raise ValueError(f"{name}: expected an int or a pair (y, x), got {len(pair)} numbers")
-    for number in pair:
+    if len(both) != 2:
+        raise ValueError(f"{name}: expected an int or a pair (y, x), got {len(both)} numbers")
+    for number in both:
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"{name}: expected ints, got {_describe(number)}")
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    return pair[0], pair[1]
+    return both[0], both[1]
 
 
 def _check_tensors(input: Tensor, spatial_filter: Tensor, channel_filter: Tensor | None) -> None:
@@ -222,7 +223,7 @@ def _kernel_size(
     kernel_size: int | tuple[int, int] | None, spatial_filter: Tensor
 ) -> tuple[int, int]:
     if kernel_size is not None:
-        return _pair("kernel_size", kernel_size)
+        return pair("kernel_size", kernel_size)
     taps = int(spatial_filter.shape[1])
     if taps not in _SQUARES:
         raise ValueError(

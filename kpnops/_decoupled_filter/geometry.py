@@ -91,7 +91,7 @@ class Band:
 
 def candidate_count(size: int, before: int, after: int, padding_mode: str) -> int:
     """Most padded positions that can stand for one input position (see
-    ``kernels_gather.candidate``)."""
+    ``kernels_index.candidate_position``)."""
     if padding_mode == "zeros" or before + after == 0:
         return 1
     if padding_mode == "reflect":

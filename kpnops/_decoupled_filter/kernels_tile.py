@@ -170,7 +170,11 @@ def _tile_fwd_body(
                                 ptr += offs_w * channel_strides[3]
                                 mask = mask_w & (y0 + row < H)
                                 weight = weight + tile_load(ptr, mask, MASKED, ACC)
-                        new_acc = new_acc + (acc[row] + value * weight,)
+                        product = value * weight
+                        if TRANSPOSED and MASKED and FORM == "image":
+                            # no output there reads this pixel, but the weight of a tap may be inf
+                            product = tl.where(inside, product, 0.0)
+                        new_acc = new_acc + (acc[row] + product,)
                     else:
                         new_acc = new_acc + (acc[row],)
                 acc = new_acc

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 __all__ = [
+    "MAX_UNROLLED_SIDE",
     "MAX_UNROLLED_TAPS",
     "GatherLaunch",
     "TileLaunch",
@@ -26,6 +27,8 @@ __all__ = [
 
 # Above this an unrolled tap loop spills and compiles for tens of seconds.
 MAX_UNROLLED_TAPS = 49
+# A longer side needs more row pointers than registers hold beside the taps (49 x 1 spills).
+MAX_UNROLLED_SIDE = 12
 # Groups of at most this many channels get all gradients from one kernel.
 MAX_FUSED_CHANNELS = 4
 

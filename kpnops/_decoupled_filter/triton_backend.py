@@ -69,7 +69,7 @@ def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
     2^31."""
     if window.stride != (1, 1) or window.dilation != (1, 1):
         return False
-    if window.taps > launch.MAX_UNROLLED_TAPS:
+    if window.taps > launch.MAX_UNROLLED_TAPS or max(window.kernel_size) > launch.MAX_UNROLLED_SIDE:
         return False
     for tensor in tensors:
         if tensor is None or tensor.dim() != 4:

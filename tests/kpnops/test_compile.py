@@ -114,7 +114,7 @@ def test_every_padding_on_every_target(target, dtype, padding_mode):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel_size", [(1, 49), (49, 1), (4, 7), (12, 4)], ids=str)
+@pytest.mark.parametrize("kernel_size", [(1, 12), (12, 1), (4, 7), (12, 4), (4, 12)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rectangles_on_sm_90(dtype, kernel_size):
     check(table(dtype, FORMS, kernels=(kernel_size,), widths=(512,)), "sm_90")

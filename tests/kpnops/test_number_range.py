@@ -57,6 +57,16 @@ def test_not_a_number_follows_the_definition(place: str, mode: str, device: str)
     assert all(bool(tensor.isfinite().any()) for tensor in actual.values())
 
 
+@pytest.mark.parametrize("options", [{}, {"dilation": (2, 2)}], ids=["fast", "general"])
+@pytest.mark.parametrize("combine", ["mul", "add"])
+def test_an_infinite_tap_weight(combine: str, options: dict, device: str) -> None:
+    # In grad_input a tap that no output reads through must add nothing, though its weight is inf.
+    case = Case(channel_filter="image", combine=combine, **options).with_dtype(DTYPE)
+    operands, cotangent = case.operands(device), case.cotangent(device)
+    operands.channel_filter[0, 0, 0] = math.inf
+    check(kpnops.decoupled_filter, case, operands, cotangent)
+
+
 @pytest.mark.parametrize("device", COMPILED_ROUTES, indirect=True)
 @pytest.mark.parametrize("place", NON_FINITE)
 def test_the_reference_follows_the_definition(place: str, device: str) -> None:
