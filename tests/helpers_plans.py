@@ -2,6 +2,7 @@
 
 import torch
 
+from kpnops._decoupled_filter.call import Call, Gradients
 from kpnops._decoupled_filter.geometry import Window
 from kpnops._decoupled_filter.triton_backend import plan_backward, plan_forward
 
@@ -38,6 +39,7 @@ def plans(
         torch.empty_like(tensor) if need and tensor is not None else None
         for tensor, need in zip(tensors, needs, strict=True)
     ]
-    forward = plan_forward(output, *tensors, window, combine)
-    backward = plan_backward(grads, output, *tensors, window, combine)
+    call = Call(*tensors, window, combine)
+    forward = plan_forward(call, output)
+    backward = plan_backward(call, output, Gradients(*grads))
     return forward.launches, backward.launches

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .call import Call, Gradients
 from .geometry import Window, source_index
 
 __all__ = ["backward", "forward"]
@@ -24,7 +25,7 @@ WORKSPACE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class _Call:
+class _Split:
     """One call, its channels split into groups of ``C/G``."""
 
     input: Tensor  # (B, C, H, W)
@@ -53,8 +54,8 @@ class _Call:
         """View ``(B, C, ...)`` as ``(B, G, C/G, ...)``."""
         return tensor.unflatten(1, (self.spatial.shape[1], -1))
 
-    def items(self, batch: slice) -> "_Call":
-        """The call restricted to some images."""
+    def items(self, batch: slice) -> "_Split":
+        """The same restricted to some images."""
         channel = self.channel
         if channel is not None and not self.batch_of_one:
             channel = channel[batch]
@@ -81,70 +82,46 @@ class _Call:
         return spatial * channel if self.combine == "mul" else spatial + channel
 
 
-def forward(
-    output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> None:
+def forward(call: Call, output: Tensor) -> None:
     """Write the filtered image into ``output``, ``(B, C, Ho, Wo)``."""
-    call = _call(input, spatial_filter, channel_filter, window, combine, output.dtype)
-    for rows, batch in _strips(call, call.spatial.shape[3], arrays=3):
-        part = call.items(batch)
+    split = _split(call)
+    for rows, batch in _strips(split, split.spatial.shape[3], arrays=3):
+        part = split.items(batch)
         padded = part.split(_padded_rows(part, rows))
         target = part.split(output[batch, :, rows])
-        total = target if output.dtype == call.dtype else torch.empty_like(target, dtype=call.dtype)
-        for tap in range(window.taps):
-            view = _tap_view(padded, call, tap, rows)
+        exact = output.dtype == split.dtype
+        total = target if exact else torch.empty_like(target, dtype=split.dtype)
+        for tap in range(split.window.taps):
+            view = _tap_view(padded, split, tap, rows)
             weight = part.filter_tap(tap, rows)
             if tap == 0:
                 torch.mul(view, weight, out=total)
             else:
                 total.addcmul_(view, weight)
-        if call.gain:
+        if split.gain:
             total.mul_(part.channel_at(0, rows))
-        if total is not target:
+        if not exact:
             target.copy_(total)
 
 
-def backward(
-    grads: list[Tensor | None],
-    grad_output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> None:
-    """Write the gradients of ``input``, ``spatial_filter`` and ``channel_filter`` where not
-    None."""
-    grad_input, grad_spatial, grad_channel = grads
-    call = _call(input, spatial_filter, channel_filter, window, combine, grad_output.dtype)
-    if grad_spatial is not None or grad_channel is not None:
-        _grad_filters(call, grad_output, grad_spatial, grad_channel)
-    if grad_input is not None:
-        _grad_input(call, grad_output, grad_input)
+def backward(call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    """Write the gradients that are asked for."""
+    split = _split(call)
+    if grads.spatial_filter is not None or grads.channel_filter is not None:
+        _grad_filters(split, grad_output, grads.spatial_filter, grads.channel_filter)
+    if grads.input is not None:
+        _grad_input(split, grad_output, grads.input)
 
 
-def _call(
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-    result_dtype: torch.dtype,
-) -> _Call:
-    spatial = spatial_filter.unflatten(1, (-1, window.taps))
-    channel = channel_filter
+def _split(call: Call) -> _Split:
+    spatial = call.spatial_filter.unflatten(1, (call.groups, call.window.taps))
+    channel = call.channel_filter
     if channel is not None:
-        channel = channel.unflatten(1, (spatial.shape[1], -1))
-    dtype = torch.float64 if result_dtype == torch.float64 else torch.float32
-    return _Call(input, spatial, channel, window, combine, dtype)
+        channel = channel.unflatten(1, (call.groups, call.channels_per_group))
+    return _Split(call.input, spatial, channel, call.window, call.combine, call.sum_dtype)
 
 
-def _strips(call: _Call, count: int, arrays: int) -> Iterator[tuple[slice, slice]]:
+def _strips(call: _Split, count: int, arrays: int) -> Iterator[tuple[slice, slice]]:
     """Strips of ``count`` rows, and images within, for which ``arrays`` tensors fit into the
     workspace."""
     B, C, _, W = call.input.shape
@@ -164,7 +141,7 @@ def _strips(call: _Call, count: int, arrays: int) -> Iterator[tuple[slice, slice
             yield slice(start, min(start + height, count)), slice(first, first + images)
 
 
-def _extent(call: _Call, axis: int, outputs: int) -> int:
+def _extent(call: _Split, axis: int, outputs: int) -> int:
     """Padded positions that ``outputs`` neighbouring outputs read along an axis."""
     window = call.window
     return (
@@ -174,7 +151,7 @@ def _extent(call: _Call, axis: int, outputs: int) -> int:
     )
 
 
-def _padded_rows(call: _Call, rows: slice) -> Tensor:
+def _padded_rows(call: _Split, rows: slice) -> Tensor:
     """The part of the padded input that output ``rows`` read, ``(B, C, extent, extent)``, as
     call.dtype."""
     input, window = call.input, call.window
@@ -203,7 +180,7 @@ def _padded_rows(call: _Call, rows: slice) -> Tensor:
     return padded
 
 
-def _tap_view(padded: Tensor, call: _Call, tap: int, rows: slice) -> Tensor:
+def _tap_view(padded: Tensor, call: _Split, tap: int, rows: slice) -> Tensor:
     """What one tap reads for output ``rows``, a view ``(B, G, C/G, rows, Wo)`` of the padded
     strip."""
     window = call.window
@@ -216,7 +193,7 @@ def _tap_view(padded: Tensor, call: _Call, tap: int, rows: slice) -> Tensor:
 
 
 def _grad_filters(
-    call: _Call, grad_output: Tensor, grad_spatial: Tensor | None, grad_channel: Tensor | None
+    call: _Split, grad_output: Tensor, grad_spatial: Tensor | None, grad_channel: Tensor | None
 ) -> None:
     """Gradients of both filters, strip by strip."""
     if grad_spatial is not None:
@@ -249,7 +226,7 @@ def _grad_filters(
         grad_channel.copy_(totals)
 
 
-def _grad_spatial(call: _Call, padded: Tensor, grad: Tensor, rows: slice, target: Tensor) -> None:
+def _grad_spatial(call: _Split, padded: Tensor, grad: Tensor, rows: slice, target: Tensor) -> None:
     """grad_spatial of a strip into ``target``, ``(B, G, T, rows, Wo)``."""
     grad = grad.to(call.dtype)
     if call.gain:
@@ -270,7 +247,7 @@ def _sum_channels(a: Tensor, b: Tensor, target: Tensor) -> None:
     target.copy_(total)
 
 
-def _grad_channel_per_pixel(call: _Call, padded: Tensor, grad: Tensor, rows: slice) -> Tensor:
+def _grad_channel_per_pixel(call: _Split, padded: Tensor, grad: Tensor, rows: slice) -> Tensor:
     """grad_channel of a strip, one value for each image, channel and pixel."""
     total = torch.zeros(grad.shape, dtype=call.dtype, device=grad.device)
     for tap in range(call.window.taps):
@@ -283,7 +260,7 @@ def _grad_channel_per_pixel(call: _Call, padded: Tensor, grad: Tensor, rows: sli
 
 
 def _grad_filters_per_image(
-    call: _Call, padded: Tensor, grad: Tensor, rows: slice, target: Tensor | None, sums: Tensor
+    call: _Split, padded: Tensor, grad: Tensor, rows: slice, target: Tensor | None, sums: Tensor
 ) -> None:
     """Both gradients of a strip for a 3-D channel filter; ``sums (B or 1, G, C/G, T)`` is added
     to."""
@@ -302,7 +279,7 @@ def _grad_filters_per_image(
         sums[..., tap] += tap_sums.sum(0, keepdim=True) if call.batch_of_one else tap_sums
 
 
-def _grad_input(call: _Call, grad_output: Tensor, grad_input: Tensor) -> None:
+def _grad_input(call: _Split, grad_output: Tensor, grad_input: Tensor) -> None:
     """Gradient of the input: strips of the padded input collect what the taps send back to them.
 
     Rows of the padding are collected first and kept, ``{row: (B, C, W)}``; the strips of the image
@@ -324,7 +301,7 @@ def _grad_input(call: _Call, grad_output: Tensor, grad_input: Tensor) -> None:
         grad_input[batch, :, rows] = strip
 
 
-def _collect(call: _Call, grad_output: Tensor, rows: slice, after: int) -> Tensor:
+def _collect(call: _Split, grad_output: Tensor, rows: slice, after: int) -> Tensor:
     """What all taps send to padded input ``rows``, columns folded into the image: ``(B, C, rows,
     W)``."""
     window = call.window

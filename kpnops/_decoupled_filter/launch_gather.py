@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from . import launch
+from .call import Call
 from .geometry import Band, bands, wraps
 from .kernels_gather import _gather_bwd_input_kernel, _gather_fwd_kernel
 from .kernels_gather_filters import _gather_bwd_channel_kernel, _gather_bwd_spatial_kernel
-from .plan import Call, Launch, Plan, strides
+from .plan import Launch, Plan, channel_strides, strides, sum_type
 
 __all__ = [
     "gather_forward",
@@ -25,7 +26,7 @@ _MAX_CHUNKS = 256
 
 def gather_forward(call: Call, output: Tensor) -> Launch:
     """The forward."""
-    return _gather_sum(call, output, call.channel, call.channel_strides(), sum_batch=False)
+    return _gather_sum(call, output, call.channel_filter, channel_strides(call), sum_batch=False)
 
 
 def gather_grad_gain(call: Call, grad_output: Tensor, grad_channel: Tensor) -> Launch:
@@ -45,7 +46,7 @@ def _gather_sum(
     call: Call,
     output: Tensor,
     channel: Tensor | None,
-    channel_strides: tuple[int, ...],
+    strides_of_channel: tuple[int, ...],
     sum_batch: bool,
     gain_of_gradient: bool = False,
 ) -> Launch:
@@ -58,14 +59,14 @@ def _gather_sum(
         programs=-(-(Ho * Wo) // config.block_p) * channel_blocks * images,
         arguments={
             "x_ptr": call.input,
-            "spatial_ptr": call.spatial,
+            "spatial_ptr": call.spatial_filter,
             "channel_ptr": channel if channel is not None else call.input,
             "out_ptr": output,
             "B": call.input.shape[0],
             **_sizes(call),
             "x_strides": strides(call.input),
-            "spatial_strides": strides(call.spatial),
-            "channel_strides": channel_strides,
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": strides_of_channel,
             "out_strides": strides(output),
         },
         constants={
@@ -74,7 +75,7 @@ def _gather_sum(
             "PADDING": call.window.padding_mode,
             "USE_SPATIAL": not gain_of_gradient or call.combine == "mul",
             "SUM_BATCH": sum_batch,
-            "ACC": call.acc,
+            "ACC": sum_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_C": config.block_n,
         },
@@ -88,7 +89,7 @@ def gather_grad_input(
     """Gradient of the input, one launch for each rectangle of equally many readers; or its border
     only."""
     window = call.window
-    size = (call.input.shape[2], call.input.shape[3])
+    size = call.input_size
     after = window.after(size, call.output_size)
     rows, columns = (
         bands(size[axis], window.before[axis], after[axis], window.padding_mode) for axis in (0, 1)
@@ -116,8 +117,8 @@ def _gather_rectangle(
         programs=-(-(height * width) // config.block_p) * channel_blocks * call.input.shape[0],
         arguments={
             "grad_ptr": grad_output,
-            "spatial_ptr": call.spatial,
-            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "spatial_ptr": call.spatial_filter,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else call.input,
             "grad_x_ptr": grad_input,
             **_sizes(call),
             "top": row.start,
@@ -129,15 +130,15 @@ def _gather_rectangle(
             "turns_h": turns[0],
             "turns_w": turns[1],
             "grad_strides": strides(grad_output),
-            "spatial_strides": strides(call.spatial),
-            "channel_strides": call.channel_strides(),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
             "grad_x_strides": strides(grad_input),
         },
         constants={
             "FORM": call.form,
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
-            "ACC": call.acc,
+            "ACC": sum_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_C": config.block_n,
         },
@@ -158,19 +159,19 @@ def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
-            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else call.input,
             "grad_spatial_ptr": grad_spatial,
             **_sizes(call),
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
-            "channel_strides": call.channel_strides(),
+            "channel_strides": channel_strides(call),
             "grad_spatial_strides": strides(grad_spatial),
         },
         constants={
             "FORM": call.form,
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
-            "ACC": call.acc,
+            "ACC": sum_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
         },
@@ -188,26 +189,26 @@ def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channe
     chunks = -(-pixels // pixels_per_chunk)
     B, C = call.input.shape[:2]
     taps = call.window.taps
-    partial = torch.empty((chunks, B, C, taps), dtype=call.dtype, device=call.input.device)
+    partial = torch.empty((chunks, B, C, taps), dtype=call.sum_dtype, device=call.input.device)
     item = Launch(
         kernel=_gather_bwd_channel_kernel,
         programs=B * C * -(-taps // config.block_n) * chunks,
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
-            "spatial_ptr": call.spatial,
+            "spatial_ptr": call.spatial_filter,
             "partial_ptr": partial,
             "B": B,
             **_sizes(call),
             "pixels_per_chunk": pixels_per_chunk,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
-            "spatial_strides": strides(call.spatial),
+            "spatial_strides": strides(call.spatial_filter),
         },
         constants={
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
-            "ACC": call.acc,
+            "ACC": sum_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
         },

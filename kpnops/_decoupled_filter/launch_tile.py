@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from . import launch
+from .call import Call, Gradients
 from .kernels_tile import _tile_fwd_kernel
 from .kernels_tile_filters import _tile_bwd_channel_kernel, _tile_bwd_filters_kernel
 from .kernels_tile_fused import _fused_bwd_kernel
 from .launch_gather import add_partials
-from .plan import Call, Launch, Plan, strides
+from .plan import Launch, Plan, channel_strides, strides, sum_type
 
 __all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel"]
 
@@ -28,7 +29,7 @@ def _constants(call: Call) -> dict[str, Any]:
         "KW": call.window.kernel_size[1],
         "COMBINE": call.combine,
         "PADDING": call.window.padding_mode,
-        "ACC": call.acc,
+        "ACC": sum_type(call),
     }
 
 
@@ -39,7 +40,7 @@ def _sizes(call: Call) -> dict[str, int]:
 def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -> Launch:
     """The forward from ``source``; transposed, the gradient of the input from that of the
     output."""
-    config = launch.forward_launch(call.window.taps, call.input.shape[3], call.dtype)
+    config = launch.forward_launch(call.window.taps, call.input.shape[3], call.sum_dtype)
     constants = _constants(call)
     if transposed:  # what other paddings read again is the general kernel's
         constants["PADDING"] = "zeros"
@@ -48,14 +49,14 @@ def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -
         programs=_tiles(call, config),
         arguments={
             "x_ptr": source,
-            "spatial_ptr": call.spatial,
-            "channel_ptr": call.channel if call.channel is not None else source,
+            "spatial_ptr": call.spatial_filter,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else source,
             "out_ptr": target,
             "C": call.input.shape[1],
             **_sizes(call),
             "x_strides": strides(source),
-            "spatial_strides": strides(call.spatial),
-            "channel_strides": call.channel_strides(),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
             "out_strides": strides(target),
         },
         constants={
@@ -73,23 +74,23 @@ def tile_filters(
     call: Call, grad_output: Tensor, grad_spatial: Tensor, grad_channel: Tensor | None
 ) -> Launch:
     """Gradient of the spatial filter and, if given, of a 4-D channel filter."""
-    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.dtype)
+    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.sum_dtype)
     return Launch(
         kernel=_tile_bwd_filters_kernel,
         programs=_tiles(call, config),
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
-            "spatial_ptr": call.spatial,
-            "channel_ptr": call.channel if call.channel is not None else call.input,
+            "spatial_ptr": call.spatial_filter,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else call.input,
             "grad_spatial_ptr": grad_spatial,
             "grad_channel_ptr": grad_channel if grad_channel is not None else grad_spatial,
             "C": call.input.shape[1],
             **_sizes(call),
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
-            "spatial_strides": strides(call.spatial),
-            "channel_strides": call.channel_strides(),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
             "grad_spatial_strides": strides(grad_spatial),
             "grad_channel_strides": _NO_STRIDES if grad_channel is None else strides(grad_channel),
         },
@@ -110,14 +111,14 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
     B, C, H, W = call.input.shape
     chunks = -(-H // config.rows) * -(-W // config.block_w)
     shape = (chunks, B, C, call.window.taps)
-    partial = torch.empty(shape, dtype=call.dtype, device=call.input.device)
+    partial = torch.empty(shape, dtype=call.sum_dtype, device=call.input.device)
     item = Launch(
         kernel=_tile_bwd_channel_kernel,
         programs=chunks * B * C,
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
-            "spatial_ptr": call.spatial,
+            "spatial_ptr": call.spatial_filter,
             "partial_ptr": partial,
             "B": B,
             "C": C,
@@ -125,7 +126,7 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
             "rows_per_chunk": config.rows,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
-            "spatial_strides": strides(call.spatial),
+            "spatial_strides": strides(call.spatial_filter),
         },
         constants={**_constants(call), "BLOCK_W": config.block_w},
         num_warps=config.num_warps,
@@ -134,32 +135,25 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))
 
 
-def tile_fused(
-    call: Call,
-    grad_output: Tensor,
-    grad_input: Tensor | None,
-    grad_spatial: Tensor | None,
-    grad_channel: Tensor | None,
-) -> Launch:
-    """The gradients that are given, in one kernel, for groups of few channels; not for 3-D channel
-    filters."""
+def tile_fused(call: Call, grad_output: Tensor, grads: Gradients) -> Launch:
+    """The gradients that are asked for, in one kernel: few channels, no 3-D channel filter."""
     config = launch.fused_launch(call.input.shape[3])
     x = call.input
 
     def target(tensor: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         return (x, _NO_STRIDES) if tensor is None else (tensor, strides(tensor))
 
-    channel = call.channel if call.channel is not None else x
-    (grad_x_ptr, grad_x_strides) = target(grad_input)
-    (grad_spatial_ptr, grad_spatial_strides) = target(grad_spatial)
-    (grad_channel_ptr, grad_channel_strides) = target(grad_channel)
+    channel = call.channel_filter if call.channel_filter is not None else x
+    (grad_x_ptr, grad_x_strides) = target(grads.input)
+    (grad_spatial_ptr, grad_spatial_strides) = target(grads.spatial_filter)
+    (grad_channel_ptr, grad_channel_strides) = target(grads.channel_filter)
     return Launch(
         kernel=_fused_bwd_kernel,
         programs=_tiles(call, config),
         arguments={
             "x_ptr": x,
             "grad_ptr": grad_output,
-            "spatial_ptr": call.spatial,
+            "spatial_ptr": call.spatial_filter,
             "channel_ptr": channel,
             "grad_x_ptr": grad_x_ptr,
             "grad_spatial_ptr": grad_spatial_ptr,
@@ -167,8 +161,8 @@ def tile_fused(
             **_sizes(call),
             "x_strides": strides(x),
             "grad_strides": strides(grad_output),
-            "spatial_strides": strides(call.spatial),
-            "channel_strides": call.channel_strides(),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
             "grad_x_strides": grad_x_strides,
             "grad_spatial_strides": grad_spatial_strides,
             "grad_channel_strides": grad_channel_strides,
@@ -177,9 +171,9 @@ def tile_fused(
             **_constants(call),
             "CHANNELS": call.channels_per_group,
             "FORM": call.form,
-            "WITH_INPUT": grad_input is not None,
-            "WITH_SPATIAL": grad_spatial is not None,
-            "WITH_CHANNEL": grad_channel is not None,
+            "WITH_INPUT": grads.input is not None,
+            "WITH_SPATIAL": grads.spatial_filter is not None,
+            "WITH_CHANNEL": grads.channel_filter is not None,
             "BLOCK_H": config.rows,
             "BLOCK_W": config.block_w,
         },

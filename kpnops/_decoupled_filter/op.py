@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import route
+from .call import Call, Gradients
 from .geometry import Window
 
 __all__ = ["decoupled_filter", "decoupled_filter_backward"]
@@ -27,11 +28,11 @@ def decoupled_filter(
     combine: str,
 ) -> Tensor:
     """``kpnops.decoupled_filter`` with arguments that are already validated."""
-    output = _empty_output(input, spatial_filter, channel_filter)
+    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
+    call = Call(input, spatial_filter, channel_filter, window, combine)
+    output = _empty_output(call)
     if output.numel():
-        window = _window(kernel_size, stride, dilation, padding_mode)
-        backend = route.backend(input)
-        backend.forward(output, input, spatial_filter, channel_filter, window, combine)
+        route.backend(input).forward(call, output)
     return output
 
 
@@ -46,7 +47,8 @@ def _(
             "forward-mode differentiation of decoupled_filter is not available; use reverse mode "
             "(torch.autograd.grad, torch.func.vjp)"
         )
-    return _empty_output(input, spatial_filter, channel_filter)
+    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
+    return _empty_output(Call(input, spatial_filter, channel_filter, window, combine))
 
 
 @torch.library.custom_op("kpnops::decoupled_filter_backward", mutates_args=())
@@ -66,12 +68,10 @@ def decoupled_filter_backward(
     for."""
     grads = _empty_grads(input, spatial_filter, channel_filter, needs_grad)
     if grad_output.numel():
-        window = _window(kernel_size, stride, dilation, padding_mode)
-        wanted = [grad if need else None for grad, need in zip(grads, needs_grad, strict=True)]
-        backend = route.backend(input)
-        backend.backward(
-            wanted, grad_output, input, spatial_filter, channel_filter, window, combine
-        )
+        window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
+        call = Call(input, spatial_filter, channel_filter, window, combine)
+        wanted = (grad if need else None for grad, need in zip(grads, needs_grad, strict=True))
+        route.backend(input).backward(call, grad_output, Gradients(*wanted))
     else:  # a batch of none: sums over nothing
         for grad in grads:
             grad.zero_()
@@ -131,16 +131,12 @@ decoupled_filter.register_vmap(_no_vmap)
 decoupled_filter_backward.register_vmap(_no_vmap)
 
 
-def _window(kernel_size, stride, dilation, padding_mode: str) -> Window:
-    return Window(tuple(kernel_size), tuple(stride), tuple(dilation), padding_mode)
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    return numbers[0], numbers[1]
 
 
-def _empty_output(input: Tensor, spatial_filter: Tensor, channel_filter: Tensor | None) -> Tensor:
-    dtype = torch.promote_types(input.dtype, spatial_filter.dtype)
-    if channel_filter is not None:
-        dtype = torch.promote_types(dtype, channel_filter.dtype)
-    shape = (input.shape[0], input.shape[1], spatial_filter.shape[2], spatial_filter.shape[3])
-    return _empty_as(input, shape, dtype)
+def _empty_output(call: Call) -> Tensor:
+    return _empty_as(call.input, call.output_shape, call.result_dtype)
 
 
 def _empty_grads(

@@ -1,4 +1,4 @@
-"""What a call is to the launchers, and what they make of it: launches as data."""
+"""What the launchers make of a call: launches as data."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,9 +8,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from .geometry import Window
+from .call import Call
 
-__all__ = ["Call", "Launch", "Plan", "strides"]
+__all__ = ["Launch", "Plan", "channel_strides", "strides", "sum_type"]
 
 
 @dataclass(frozen=True)
@@ -40,72 +40,19 @@ class Plan:
     finish: list[Callable[[], object]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Call:
-    """The tensors and options of one call."""
-
-    input: Tensor
-    spatial: Tensor
-    channel: Tensor | None
-    window: Window
-    combine: str
-    dtype: torch.dtype  # of sums
-
-    @classmethod
-    def of(
-        cls,
-        input: Tensor,
-        spatial: Tensor,
-        channel: Tensor | None,
-        window: Window,
-        combine: str,
-        result_dtype: torch.dtype,
-    ) -> "Call":
-        """The call whose result has ``result_dtype``: float64 sums in float64, all else in
-        float32."""
-        dtype = torch.float64 if result_dtype == torch.float64 else torch.float32
-        return cls(input, spatial, channel, window, combine, dtype)
-
-    @property
-    def form(self) -> str:
-        """Kind of channel filter: "none", "image" (3-D) or "pixel" (4-D)."""
-        if self.channel is None:
-            return "none"
-        return "image" if self.channel.dim() == 3 else "pixel"
-
-    @property
-    def channel_shared(self) -> bool:
-        """Whether the images of a batch share one channel filter."""
-        return self.channel is not None and self.channel.shape[0] < self.input.shape[0]
-
-    @property
-    def groups(self) -> int:
-        """Number of groups of channels, G."""
-        return self.spatial.shape[1] // self.window.taps
-
-    @property
-    def channels_per_group(self) -> int:
-        """Channels that share one spatial filter, C / G."""
-        return self.input.shape[1] // self.groups
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """Rows and columns of the output."""
-        return self.spatial.shape[2], self.spatial.shape[3]
-
-    @property
-    def acc(self) -> Any:
-        """Triton's name of the dtype of sums."""
-        return tl.float64 if self.dtype == torch.float64 else tl.float32
-
-    def channel_strides(self) -> tuple[int, ...]:
-        """Strides of the channel filter; 0 along a batch of one that all images share."""
-        if self.channel is None:
-            return (0, 0, 0, 0)
-        first, *rest = self.channel.stride()
-        return (0 if self.channel_shared else first, *rest)
+def sum_type(call: Call) -> Any:
+    """Triton's name of the dtype of sums."""
+    return tl.float64 if call.sum_dtype == torch.float64 else tl.float32
 
 
 def strides(tensor: Tensor) -> tuple[int, ...]:
     """Strides of a tensor as the kernels take them."""
     return tuple(tensor.stride())
+
+
+def channel_strides(call: Call) -> tuple[int, ...]:
+    """Strides of the channel filter; 0 along a batch of one that all images share."""
+    if call.channel_filter is None:
+        return (0, 0, 0, 0)
+    first, *rest = call.channel_filter.stride()
+    return (0 if call.channel_shared else first, *rest)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from . import launch
+from .call import Call, Gradients
 from .geometry import Window
 from .launch_gather import (
     gather_forward,
@@ -20,38 +21,21 @@ from .launch_gather import (
     gather_grad_spatial,
 )
 from .launch_tile import tile_filters, tile_forward, tile_fused, tile_grad_channel
-from .plan import Call, Launch, Plan
+from .plan import Launch, Plan
 
 __all__ = ["Launch", "Plan", "backward", "forward", "is_fast", "plan_backward", "plan_forward"]
 
 _INT32_MAX = 2**31 - 1
 
 
-def forward(
-    output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> None:
+def forward(call: Call, output: Tensor) -> None:
     """Write the filtered image into ``output``, ``(B, C, Ho, Wo)``."""
-    _run(plan_forward(output, input, spatial_filter, channel_filter, window, combine), input.device)
+    _run(plan_forward(call, output), call.input.device)
 
 
-def backward(
-    grads: list[Tensor | None],
-    grad_output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> None:
-    """Write the gradients of ``input``, ``spatial_filter`` and ``channel_filter`` where not
-    None."""
-    plan = plan_backward(grads, grad_output, input, spatial_filter, channel_filter, window, combine)
-    _run(plan, input.device)
+def backward(call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    """Write the gradients that are asked for."""
+    _run(plan_backward(call, grad_output, grads), call.input.device)
 
 
 def _run(plan: Plan, device: torch.device) -> None:
@@ -84,87 +68,59 @@ def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
     return True
 
 
-def plan_forward(
-    output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> Plan:
+def plan_forward(call: Call, output: Tensor) -> Plan:
     """Launches of the forward."""
-    call = Call.of(input, spatial_filter, channel_filter, window, combine, output.dtype)
-    if is_fast(window, [output, input, spatial_filter, channel_filter]):
-        return Plan([tile_forward(call, input, output, transposed=False)])
+    if is_fast(call.window, [output, call.input, call.spatial_filter, call.channel_filter]):
+        return Plan([tile_forward(call, call.input, output, transposed=False)])
     return Plan([gather_forward(call, output)])
 
 
-def plan_backward(
-    grads: list[Tensor | None],
-    grad_output: Tensor,
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    window: Window,
-    combine: str,
-) -> Plan:
-    """Launches of the backward, for the gradients that are not None."""
-    call = Call.of(input, spatial_filter, channel_filter, window, combine, grad_output.dtype)
+def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
+    """Launches of the backward."""
     plan = Plan()
-    fast = is_fast(window, [*grads, grad_output, input, spatial_filter, channel_filter])
-    grad_input, grad_spatial, grad_channel = grads
-    if grad_channel is not None and call.form == "pixel" and (call.channel_shared or not fast):
+    tensors = [*grads, grad_output, call.input, call.spatial_filter, call.channel_filter]
+    fast = is_fast(call.window, tensors)
+    if (
+        grads.channel_filter is not None
+        and call.form == "pixel"
+        and (call.channel_shared or not fast)
+    ):
         # the forward's sum times grad_output; the general kernel can add images up
-        plan.launches.append(gather_grad_gain(call, grad_output, grad_channel))
-        grad_channel = None
+        plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))
+        grads = grads._replace(channel_filter=None)
     if not fast:
-        _plan_general(plan, call, grad_output, grad_input, grad_spatial, grad_channel)
+        _plan_general(plan, call, grad_output, grads)
         return plan
-    fused = launch.fits_fused(call.channels_per_group, window.taps, call.dtype)
+    fused = launch.fits_fused(call.channels_per_group, call.window.taps, call.sum_dtype)
     if call.form == "image" or not fused:
-        _plan_many_channels(plan, call, grad_output, grad_input, grad_spatial, grad_channel)
-    elif any(grad is not None for grad in (grad_input, grad_spatial, grad_channel)):
-        plan.launches.append(tile_fused(call, grad_output, grad_input, grad_spatial, grad_channel))
-    if grad_input is not None:  # pixels that the padding reads again: after the pass above
-        plan.launches += gather_grad_input(call, grad_output, grad_input, border_only=True)
+        _plan_many_channels(plan, call, grad_output, grads)
+    elif any(grad is not None for grad in grads):
+        plan.launches.append(tile_fused(call, grad_output, grads))
+    if grads.input is not None:  # pixels that the padding reads again: after the pass above
+        plan.launches += gather_grad_input(call, grad_output, grads.input, border_only=True)
     return plan
 
 
-def _plan_general(
-    plan: Plan,
-    call: Call,
-    grad_output: Tensor,
-    grad_input: Tensor | None,
-    grad_spatial: Tensor | None,
-    grad_channel: Tensor | None,
-) -> None:
-    if grad_input is not None:
-        plan.launches += gather_grad_input(call, grad_output, grad_input, border_only=False)
-    if grad_spatial is not None:
-        plan.launches.append(gather_grad_spatial(call, grad_output, grad_spatial))
-    if grad_channel is not None:
-        gather_grad_channel(plan, call, grad_output, grad_channel)
+def _plan_general(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    if grads.input is not None:
+        plan.launches += gather_grad_input(call, grad_output, grads.input, border_only=False)
+    if grads.spatial_filter is not None:
+        plan.launches.append(gather_grad_spatial(call, grad_output, grads.spatial_filter))
+    if grads.channel_filter is not None:
+        gather_grad_channel(plan, call, grad_output, grads.channel_filter)
 
 
-def _plan_many_channels(
-    plan: Plan,
-    call: Call,
-    grad_output: Tensor,
-    grad_input: Tensor | None,
-    grad_spatial: Tensor | None,
-    grad_channel: Tensor | None,
-) -> None:
-    if grad_input is not None:
-        plan.launches.append(tile_forward(call, grad_output, grad_input, transposed=True))
-    if grad_channel is not None and call.form == "image":
-        tile_grad_channel(plan, call, grad_output, grad_channel)
-        grad_channel = None
-    together = grad_channel
-    if not launch.channel_with_filters(call.window.taps, call.dtype):
-        together = None
-    if grad_spatial is not None:
-        plan.launches.append(tile_filters(call, grad_output, grad_spatial, together))
-    elif together is not None:
-        together = None
-    if grad_channel is not None and together is None:
-        plan.launches.append(gather_grad_gain(call, grad_output, grad_channel))
+def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    if grads.input is not None:
+        plan.launches.append(tile_forward(call, grad_output, grads.input, transposed=True))
+    if grads.channel_filter is not None and call.form == "image":
+        tile_grad_channel(plan, call, grad_output, grads.channel_filter)
+        grads = grads._replace(channel_filter=None)
+    if grads.spatial_filter is not None:
+        fits = launch.channel_with_filters(call.window.taps, call.sum_dtype)
+        together = grads.channel_filter if fits else None
+        plan.launches.append(tile_filters(call, grad_output, grads.spatial_filter, together))
+        if together is not None:
+            return
+    if grads.channel_filter is not None:
+        plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))

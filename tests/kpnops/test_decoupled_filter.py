@@ -159,8 +159,7 @@ def test_channel_counts(channels: int, channel_filter: str, device: str) -> None
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize("channel_filter", ["none", "image", "pixel"])
 def test_several_tiles_with_an_interior(channels: int, channel_filter: str, device: str) -> None:
-    # Tiles that touch no border take a variant of their own: at every side of one lie others, and
-    # none divides the image evenly. The widest tile has 256 columns.
+    # Tiles (of up to 256 columns) that touch no border take a variant of their own.
     size, kernel_size = ((9, 523), (2, 2)) if INTERPRETED else ((13, 523), (3, 3))
     case = Case(
         channels=channels, size=size, kernel_size=kernel_size, channel_filter=channel_filter
@@ -195,8 +194,7 @@ def test_dtypes(dtypes: tuple[torch.dtype, ...], channel_filter: str, device: st
 
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 def test_long_sums_of_halves_are_kept_in_float32(dtype: torch.dtype, device: str) -> None:
-    # A running sum of like terms in bfloat16 loses a bit with every doubling. The gradient of the
-    # filter per image adds 192 pixels, that of the spatial filter all channels.
+    # A running sum in bfloat16 would lose a bit with every doubling; here one adds 192 pixels.
     channels = 6 if INTERPRETED else 40
     case = Case(channels=channels, channel_filter="image", size=(12, 16), kernel_size=(1, 2))
     case = case.with_dtype(dtype)
@@ -271,7 +269,7 @@ def test_normalised_filter_keeps_a_constant_image(mode: str, device: str) -> Non
     _, spatial, _ = case.operands(device)
     image = torch.full(case.shapes.input, 0.75, device=device)
     actual = kpnops.decoupled_filter(image, spatial.softmax(1), **case.options)
-    # Positive weights: the sum of 12 products of rounded weights rounds at most 2 * 12 times.
+    # Positive terms: 12 products and 12 sums round once each.
     torch.testing.assert_close(actual, image, rtol=24 * torch.finfo(F32).eps / 2, atol=0)
 
 
@@ -325,8 +323,7 @@ def test_inferred_kernel_size_means_one_group(device: str) -> None:
     assert torch.equal(kpnops.decoupled_filter(image, spatial, channel), expected)
 
 
-def test_rank_tells_channel_filters_apart(device: str) -> None:
-    # C = K = Ho = Wo: every form would fit the sizes of the other.
+def test_rank_tells_channel_filters_apart_where_all_sizes_are_equal(device: str) -> None:
     image, spatial = torch.randn(1, 4, 4, 4, device=device), torch.randn(1, 4, 4, 4, device=device)
     for channel_filter in ("image", "pixel"):
         case = Case(channels=4, size=(4, 4), kernel_size=(2, 2), channel_filter=channel_filter)

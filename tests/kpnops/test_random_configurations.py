@@ -32,7 +32,7 @@ class Limits(NamedTuple):
 
 
 ON_CPU = Limits(40, 99, 12, 4, 8)
-IN_INTERPRETER = Limits(20, 6, 4, 2, 5)  # which visits every tap of every program in Python
+IN_INTERPRETER = Limits(20, 6, 4, 2, 6)  # which visits every tap of every program in Python
 LIMITS = IN_INTERPRETER if INTERPRETED else ON_CPU
 KERNEL_SIZES = [
     (1, 1), (2, 2), (3, 3), (3, 5), (4, 3), (2, 3), (3, 2), (1, 7),
