@@ -12,12 +12,12 @@ import torch
 __all__ = [
     "MAX_UNROLLED_SIDE",
     "MAX_UNROLLED_TAPS",
+    "MAX_UNROLLED_TAPS_FLOAT64",
     "GatherLaunch",
     "TileLaunch",
     "channel_image_launch",
     "channel_with_filters",
     "filters_launch",
-    "fits_fused",
     "forward_launch",
     "fused_launch",
     "gather_channels_launch",
@@ -25,8 +25,10 @@ __all__ = [
     "gather_taps_launch",
 ]
 
-# Above this an unrolled tap loop spills and compiles for tens of seconds.
+# Above this an unrolled tap loop spills and compiles for tens of seconds; in float64, 49 taps spill
+# on gfx1100.
 MAX_UNROLLED_TAPS = 49
+MAX_UNROLLED_TAPS_FLOAT64 = 32
 # A longer side needs more row pointers than registers hold beside the taps (49 x 1 spills).
 MAX_UNROLLED_SIDE = 12
 # Groups of at most this many channels get all gradients from one kernel.
@@ -79,12 +81,6 @@ def filters_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
 def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
     """Whether the gradient of a 4-D channel filter fits into the kernel of the spatial filter's."""
     return taps * dtype.itemsize // 4 <= MAX_UNROLLED_TAPS
-
-
-def fits_fused(channels_per_group: int, taps: int, dtype: torch.dtype) -> bool:
-    """Whether one kernel gives all gradients: few channels, and rows of taps that fit into
-    registers."""
-    return channels_per_group <= MAX_FUSED_CHANNELS and taps * dtype.itemsize // 4 <= 64
 
 
 def fused_launch(width: int) -> TileLaunch:

@@ -53,7 +53,9 @@ def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
     2^31."""
     if window.stride != (1, 1) or window.dilation != (1, 1):
         return False
-    if window.taps > launch.MAX_UNROLLED_TAPS or max(window.kernel_size) > launch.MAX_UNROLLED_SIDE:
+    double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    most = launch.MAX_UNROLLED_TAPS_FLOAT64 if double else launch.MAX_UNROLLED_TAPS
+    if window.taps > most or max(window.kernel_size) > launch.MAX_UNROLLED_SIDE:
         return False
     for tensor in tensors:
         if tensor is None or tensor.dim() != 4:
@@ -91,8 +93,7 @@ def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
     if not fast:
         _plan_general(plan, call, grad_output, grads)
         return plan
-    fused = launch.fits_fused(call.channels_per_group, call.window.taps, call.sum_dtype)
-    if call.form == "image" or not fused:
+    if call.form == "image" or call.channels_per_group > launch.MAX_FUSED_CHANNELS:
         _plan_many_channels(plan, call, grad_output, grads)
     elif any(grad is not None for grad in grads):
         plan.launches.append(tile_fused(call, grad_output, grads))

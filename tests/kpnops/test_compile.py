@@ -95,11 +95,18 @@ def test_each_kernel_and_dtype_on_other_targets(target, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_every_form_on_every_target(target, dtype, kernel_size, form):
-    check(table(dtype, [form], kernels=(kernel_size,)), target)
+def test_every_form_on_every_target(target, dtype, form):
+    check(table(dtype, [form], widths=(512,)), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", WIDTHS[:2])
+def test_every_width_on_sm_90(width, dtype, form):
+    check(table(dtype, [form], widths=(width,)), "sm_90")
 
 
 @pytest.mark.slow
@@ -108,8 +115,8 @@ def test_every_form_on_every_target(target, dtype, kernel_size, form):
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_every_padding_on_every_target(target, dtype, padding_mode):
     items = []
-    for kernel_size, channels, form in itertools.product(KERNELS[1:], (3, 32), FORMS[:2]):
-        items += launches(kernel_size, channels, 512, form, dtype, padding_mode=padding_mode)
+    for kernel_size, channels in itertools.product(KERNELS[1:], (3, 32)):
+        items += launches(kernel_size, channels, 512, FORMS[0], dtype, padding_mode=padding_mode)
     check(unique(items), target)
 
 

@@ -57,8 +57,10 @@ def test_padding_that_reads_pixels_again_adds_border_launches(padding_mode):
         {"kernel_size": (3, 3), "stride": (2, 1)},
         {"kernel_size": (3, 3), "dilation": (1, 2)},
         {"kernel_size": (7, 8)},  # more than 49 taps
+        {"kernel_size": (7, 7), "dtype": torch.float64},  # more than 32
+        {"kernel_size": (1, 13)},  # more than 12 along a side
     ],
-    ids=["stride", "dilation", "taps"],
+    ids=["stride", "dilation", "taps", "float64", "side"],
 )
 def test_everything_else_takes_the_general_kernels(options):
     forward, backward = plans((1, 8, 40, 300), **options)
