@@ -17,6 +17,7 @@ __all__ = [
     "TileLaunch",
     "channel_image_launch",
     "channel_with_filters",
+    "filters_fit",
     "filters_launch",
     "forward_launch",
     "fused_launch",
@@ -31,6 +32,11 @@ MAX_UNROLLED_TAPS = 49
 MAX_UNROLLED_TAPS_FLOAT64 = 32
 # A longer side needs more row pointers than registers hold beside the taps (49 x 1 spills).
 MAX_UNROLLED_SIDE = 12
+# Registers of a thread that NVIDIA's assembler may use, where that is stated: with no bound it
+# keeps what inner loops do not need in local memory, to fit one more block on a multiprocessor (8
+# to 40 bytes at as little as 32 registers, Triton 3.7.1). Long unrolled tap loops do better
+# without: told of 255, it hoists loads until those spill.
+MAX_REGISTERS = 255
 # Groups of at most this many channels get all gradients from one kernel.
 MAX_FUSED_CHANNELS = 4
 
@@ -64,34 +70,48 @@ def _width(width: int, widest: int) -> tuple[int, int]:
     return 256, 4
 
 
+def _bound(taps: int) -> int | None:
+    return MAX_REGISTERS if taps <= 4 else None
+
+
 def forward_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
     """The forward, and the gradient of the input: rows * taps spatial values a pixel stay in
     registers."""
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
-    return TileLaunch(rows, *_width(width, 256 if rows > 1 else 128))
+    return TileLaunch(rows, *_width(width, 256 if rows > 1 else 128), _bound(taps))
 
 
 def filters_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
     """Gradients of the filters: one accumulator and up to one spatial value for each tap."""
     values = 2 * taps * dtype.itemsize // 4
-    return TileLaunch(1, *_width(width, 256 if values <= 18 else 128))
+    return TileLaunch(1, *_width(width, 256 if values <= 18 else 128), _bound(taps))
 
 
 def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
-    """Whether the gradient of a 4-D channel filter fits into the kernel of the spatial filter's."""
-    return taps * dtype.itemsize // 4 <= MAX_UNROLLED_TAPS
+    """Whether the gradient of a 4-D channel filter fits into the kernel of the spatial filter's.
+
+    With 48 float32 taps both spill (8 to 40 bytes, sm_90 and sm_100).
+    """
+    return taps * dtype.itemsize // 4 <= 36
+
+
+def filters_fit(taps: int, padding_mode: str) -> bool:
+    """Whether the unrolled gradient of the spatial filter stays in registers.
+
+    With 49 taps and the index arithmetic of other paddings it does not (8 bytes, sm_100).
+    """
+    return padding_mode == "zeros" or taps <= 36
 
 
 def fused_launch(width: int) -> TileLaunch:
     """All gradients at once for few channels, in flat tiles whose shifted reads hit the cache.
 
-    One pixel a thread. The bound on registers is stated for the reason given at
-    ``gather_input_launch``.
+    One pixel a thread.
     """
     if width <= 32:
-        return TileLaunch(4, 32, 4, max_registers=255)
-    return TileLaunch(4, 64, 8, max_registers=255)
+        return TileLaunch(4, 32, 4, MAX_REGISTERS)
+    return TileLaunch(4, 64, 8, MAX_REGISTERS)
 
 
 def channel_image_launch(width: int) -> TileLaunch:
@@ -111,9 +131,7 @@ def gather_channels_launch(channels_per_group: int) -> GatherLaunch:
 def gather_input_launch(channels_per_group: int) -> GatherLaunch:
     """General gradient of the input: two values a thread.
 
-    Left alone, NVIDIA's assembler keeps what the four loops do not need in local memory, to fit
-    one more block on a multiprocessor (8 to 40 bytes at 72 to 128 registers, Triton 3.7.1); with a
-    bound of 128 registers stated it uses at most 121 and spills nothing.
+    With a bound of 128 registers it uses at most 121 and spills nothing.
     """
     block_c = 4 if channels_per_group >= 4 else 2 if channels_per_group >= 2 else 1
     return GatherLaunch(256 // block_c, block_c, 4, max_registers=128)

@@ -80,6 +80,7 @@ def _gather_sum(
             "BLOCK_C": config.block_n,
         },
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
     )
 
 
@@ -176,6 +177,7 @@ def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -
             "BLOCK_T": config.block_n,
         },
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
     )
 
 
@@ -213,6 +215,7 @@ def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channe
             "BLOCK_T": config.block_n,
         },
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
     )
     plan.launches.append(item)
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))

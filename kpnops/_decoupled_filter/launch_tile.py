@@ -1,5 +1,6 @@
 """Launches of the fast kernels."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from .kernels_tile_fused import _fused_bwd_kernel
 from .launch_gather import add_partials
 from .plan import Launch, Plan, channel_strides, strides, sum_type
 
-__all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel"]
+__all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel", "tile_grad_gain"]
 
 _NO_STRIDES = (0, 0, 0, 0)
 
@@ -67,6 +68,14 @@ def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -
             "BLOCK_W": config.block_w,
         },
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
+    )
+
+
+def tile_grad_gain(call: Call, grad_output: Tensor, grad_channel: Tensor) -> Launch:
+    """Gradient of a 4-D channel filter under "mul": the forward with grad_output for a gain."""
+    return tile_forward(
+        replace(call, channel_filter=grad_output), call.input, grad_channel, transposed=False
     )
 
 
@@ -101,6 +110,7 @@ def tile_filters(
             "BLOCK_W": config.block_w,
         },
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
     )
 
 
@@ -130,6 +140,7 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
         },
         constants={**_constants(call), "BLOCK_W": config.block_w},
         num_warps=config.num_warps,
+        max_registers=config.max_registers,
     )
     plan.launches.append(item)
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))

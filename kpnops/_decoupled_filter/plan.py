@@ -26,10 +26,9 @@ class Launch:
 
     def options(self, nvidia: bool) -> dict[str, int]:
         """Compile options of the launch on an NVIDIA or another GPU."""
-        options = {"num_warps": self.num_warps}
-        if nvidia and self.max_registers is not None:
-            options["maxnreg"] = self.max_registers
-        return options
+        if not nvidia or self.max_registers is None:
+            return {"num_warps": self.num_warps}
+        return {"num_warps": self.num_warps, "maxnreg": self.max_registers}
 
 
 @dataclass

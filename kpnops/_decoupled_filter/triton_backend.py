@@ -20,7 +20,13 @@ from .launch_gather import (
     gather_grad_input,
     gather_grad_spatial,
 )
-from .launch_tile import tile_filters, tile_forward, tile_fused, tile_grad_channel
+from .launch_tile import (
+    tile_filters,
+    tile_forward,
+    tile_fused,
+    tile_grad_channel,
+    tile_grad_gain,
+)
 from .plan import Launch, Plan
 
 __all__ = ["Launch", "Plan", "backward", "forward", "is_fast", "plan_backward", "plan_forward"]
@@ -117,11 +123,16 @@ def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Grad
     if grads.channel_filter is not None and call.form == "image":
         tile_grad_channel(plan, call, grad_output, grads.channel_filter)
         grads = grads._replace(channel_filter=None)
-    if grads.spatial_filter is not None:
-        fits = launch.channel_with_filters(call.window.taps, call.sum_dtype)
+    taps, padding_mode = call.window.taps, call.window.padding_mode
+    if grads.spatial_filter is not None and not launch.filters_fit(taps, padding_mode):
+        plan.launches.append(gather_grad_spatial(call, grad_output, grads.spatial_filter))
+    elif grads.spatial_filter is not None:
+        fits = launch.channel_with_filters(taps, call.sum_dtype)
         together = grads.channel_filter if fits else None
         plan.launches.append(tile_filters(call, grad_output, grads.spatial_filter, together))
         if together is not None:
             return
     if grads.channel_filter is not None:
-        plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))
+        # S is not read under "add", which only the general kernel can leave out
+        grad_gain = tile_grad_gain if call.combine == "mul" else gather_grad_gain
+        plan.launches.append(grad_gain(call, grad_output, grads.channel_filter))

@@ -30,6 +30,19 @@ def test_many_channels_take_the_forward_kernel_for_the_input():
     assert backward[1].constants["WITH_CHANNEL"]
 
 
+def test_many_taps_part_the_gradients_of_the_filters():
+    """What does not fit into registers together takes launches of its own."""
+    _, backward = plans((1, 64, 40, 300), kernel_size=(7, 7))
+    assert names(backward) == ["tile_fwd_kernel", "tile_bwd_filters_kernel", "tile_fwd_kernel"]
+    assert not backward[1].constants["WITH_CHANNEL"]
+    _, backward = plans((1, 64, 40, 300), kernel_size=(7, 7), padding_mode="replicate")
+    assert names(backward)[:3] == [
+        "tile_fwd_kernel",
+        "gather_bwd_spatial_kernel",
+        "tile_fwd_kernel",
+    ]
+
+
 def test_channel_filter_per_image_takes_partial_sums():
     _, backward = plans((2, 64, 40, 300), kernel_size=(3, 3), form="image")
     assert names(backward) == [

@@ -98,7 +98,7 @@ def test_launches_run_under_a_guard_of_the_tensors_device(monkeypatch):
             return lambda **arguments: events.append(f"launch {grid}")
 
     monkeypatch.setattr(torch.cuda, "device", guard)
-    launch = backend.Launch(Kernel(), 7, {}, {}, 4)
+    launch = backend.Launch(Kernel(), 7, {}, {}, 4, 255)
     plan = backend.Plan([launch], [lambda: events.append("finish")])
     backend._run(plan, torch.device("cuda:1"))
     assert events == ["enter cuda:1", "launch (7,)", "finish", "leave"]
@@ -106,6 +106,8 @@ def test_launches_run_under_a_guard_of_the_tensors_device(monkeypatch):
 
 BOTH_ROUTES = [
     Case(kernel_size=(3, 3)),
+    Case(kernel_size=(7, 6), channels=5, size=(3, 5)),  # the gain's gradient apart
+    Case(kernel_size=(7, 6), channels=5, size=(3, 5), padding_mode="replicate"),  # and all three
     Case(kernel_size=(2, 5), channels=6, groups=2, channel_filter="image", combine="add"),
     Case(kernel_size=(4, 3), channels=6, padding_mode="reflect", combine="add"),
     Case(kernel_size=(5, 2), channels=5, padding_mode="circular", channel_filter="none"),
