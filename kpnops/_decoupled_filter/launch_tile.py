@@ -41,10 +41,12 @@ def _sizes(call: Call) -> dict[str, int]:
 def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -> Launch:
     """The forward from ``source``; transposed, the gradient of the input from that of the
     output."""
-    config = launch.forward_launch(call.window.taps, call.input.shape[3], call.sum_dtype)
     constants = _constants(call)
     if transposed:  # what other paddings read again is the general kernel's
         constants["PADDING"] = "zeros"
+    config = launch.forward_launch(
+        call.window.taps, call.input.shape[3], call.sum_dtype, constants["PADDING"]
+    )
     return Launch(
         kernel=_tile_fwd_kernel,
         programs=_tiles(call, config),
