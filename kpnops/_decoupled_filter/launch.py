@@ -79,7 +79,7 @@ def forward_launch(taps: int, width: int, dtype: torch.dtype, padding_mode: str)
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
     if rows == 2 and padding_mode in ("reflect", "circular"):
-        rows = 1  # their index arithmetic beside two rows of 25 taps spills 16 to 24 bytes (sm_90)
+        rows = 1  # with two rows of 25 taps their index arithmetic spills (16 to 24 bytes, sm_90)
     return TileLaunch(rows, *_width(width, 256 if rows > 1 else 128), _bound(taps))
 
 
