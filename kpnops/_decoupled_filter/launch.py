@@ -75,7 +75,7 @@ def _bound(taps: int) -> int | None:
 
 
 def forward_launch(taps: int, width: int, dtype: torch.dtype, padding_mode: str) -> TileLaunch:
-    """The forward, and the gradient of the input: rows * taps spatial values a pixel in registers."""
+    """Forward, and gradient of the input: rows * taps spatial values a pixel in registers."""
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
     if rows == 2 and padding_mode in ("reflect", "circular"):
