@@ -12,7 +12,7 @@ DATA ?=
 MINUTES ?= 4
 WORKERS ?= 2
 
-.PHONY: install demo test test-all test-slow-slice lint types bench clean
+.PHONY: install demo test test-all test-slow-slice fuzz lint types bench clean
 
 install: $(READY)
 
@@ -35,10 +35,23 @@ test-all: test
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and interpreted and not gpu" tests/kpnops
 
 # One of SLICES parts of the slow tests (a prime, so that a part mixes all kinds); it changes from day to day.
-SLICES ?= 37
+SLICES ?= 73
 SLICE ?= $(shell echo $$(( $$(date +%s) / 86400 % $(SLICES) )))
 test-slow-slice: $(READY)
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "slow and not gpu and not interpreted" --slice $(SLICE)/$(SLICES) tests
+
+# Random problems from the whole contract, other ones each time: at most an hour on 2 cores.
+# FUZZ_SEED repeats a run; a crash of the process shows as a test that failed.
+FUZZ_SEED ?= $(shell date +%s)
+FUZZ_EXAMPLES ?= 10000
+FUZZ_INTERPRETED ?= 300
+FUZZ = FUZZ_SEED=$(FUZZ_SEED) FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) FUZZ_INTERPRETED=$(FUZZ_INTERPRETED) \
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/kpnops/test_fuzz.py
+fuzz: FUZZ_SEED := $(FUZZ_SEED)
+fuzz: $(READY)
+	@echo "FUZZ_SEED=$(FUZZ_SEED)"
+	$(FUZZ) -m "not interpreted and not gpu"
+	TRITON_INTERPRET=1 $(FUZZ) -m "interpreted and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import torch
 
 from ._decoupled_filter import route
-from ._decoupled_filter.api import pair
 from ._decoupled_filter.geometry import Window
+from ._decoupled_filter.validation import check_scale_factor, pair
 
 __all__ = ["show_config"]
 
@@ -20,6 +20,7 @@ def show_config(
     kernel_size: int | tuple[int, int] = 5,
     stride: int | tuple[int, int] = 1,
     dilation: int | tuple[int, int] = 1,
+    scale_factor: int = 1,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device | None = None,
 ) -> None:
@@ -31,12 +32,15 @@ def show_config(
         kernel_size: ``K`` or ``(Kh, Kw)``.
         stride: ``s`` or ``(y, x)``.
         dilation: ``d`` or ``(y, x)``.
+        scale_factor: ``u``; above 1 the stride is 1.
         dtype: Dtype of the tensors.
         device: Device of the tensors; ``None`` means the accelerator if there is one, else the CPU.
 
     Raises:
-        TypeError: ``kernel_size``, ``stride`` or ``dilation`` is no int or pair of ints.
-        ValueError: One of them is below 1, or a shape does not have four positive sizes.
+        TypeError: ``kernel_size``, ``stride`` or ``dilation`` is no int or pair of ints, or
+            ``scale_factor`` no int.
+        ValueError: One of them is below 1, a scale factor comes with a stride, or a shape does not
+            have four positive sizes.
 
     Example:
         >>> import kpnops
@@ -51,8 +55,10 @@ def show_config(
     for line in _devices():
         print(line)
     target = torch.device(device) if device is not None else _default_device()
+    stride = pair("stride", stride)
+    check_scale_factor(scale_factor, stride)
     window = Window(
-        pair("kernel_size", kernel_size), pair("stride", stride), pair("dilation", dilation)
+        pair("kernel_size", kernel_size), stride, pair("dilation", dilation), scale=scale_factor
     )
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
@@ -102,7 +108,9 @@ def _route(shape: Shape, window: Window, dtype: torch.dtype, device: torch.devic
     from ._decoupled_filter.triton_backend import is_fast
 
     B, C, H, W = shape
-    Ho, Wo = (-(-size // step) for size, step in zip((H, W), window.stride, strict=True))
+    Ho, Wo = (
+        -(-size * window.scale // step) for size, step in zip((H, W), window.stride, strict=True)
+    )
     image = torch.empty(shape, dtype=dtype, device="meta")
     spatial = torch.empty((B, window.taps, Ho, Wo), dtype=dtype, device="meta")
     output = torch.empty((B, C, Ho, Wo), dtype=dtype, device="meta")

@@ -58,7 +58,7 @@ def compile_launch(launch: Launch, target: str) -> Compiled:
                 kinds.append(_integer((index, position), item, constants, attributes))
             signature[name] = tuple(kinds)
         elif name in unspecialised:
-            signature[name] = "i32"
+            signature[name] = "i32" if value < 2**31 else "i64"
         else:
             signature[name] = _integer((index,), value, constants, attributes)
     source = ASTSource(

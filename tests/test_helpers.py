@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import kpnops
 from tests.helpers import (
     FLOAT64_BUDGET,
     LAYOUTS,
@@ -70,6 +71,17 @@ def test_compare_accepts_what_is_inside_and_reports_what_is_not() -> None:
         compare(wrong, exactly(value), "x")
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_compare_is_two_sided(sign: int) -> None:
+    # DDF's gradient check takes no absolute value: any gradient that is too small passes.
+    value = np.array([1.0, -2.0, 4.0])
+    for index in range(3):
+        wrong = torch.tensor(value)
+        wrong[index] += sign * 1e-8
+        with pytest.raises(AssertionError, match="x: relative L2"):
+            compare(wrong, exactly(value), "x")
+
+
 def test_compare_sees_shape_nan_and_inf() -> None:
     value = np.array([1.0, math.nan, math.inf])
     compare(torch.tensor(value), exactly(value), "x")
@@ -97,6 +109,13 @@ def test_compare_knows_the_range_of_the_format() -> None:
         compare(torch.tensor([65504.0, 0.0], dtype=torch.float16), beyond, "x")
 
 
+def test_compare_lets_subnormal_numbers_go() -> None:
+    tiny = exactly(np.array([1e-39, 1.0]), Budget(0, 0))
+    compare(torch.tensor([0.0, 1.0]), tiny, "x")
+    with pytest.raises(AssertionError, match="maximum"):
+        compare(torch.tensor([2e-38, 1.0]), tiny, "x")
+
+
 def wrong_operator(*operands: torch.Tensor, **_: object) -> torch.Tensor:
     return operands[0] * operands[1][:, :1] + operands[2]
 
@@ -116,6 +135,52 @@ def test_budgets_follow_the_format(dtype: torch.dtype) -> None:
         # Rounding the result is allowed, and float32 sums of 9 taps and 3 channels: not one step
         # in the narrow format more (two of them would be 2 units).
         assert unit < expected.budget.maximum < unit + ORDER_OF_A_SUM * single
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_budgets_under_softmax(dtype: torch.dtype) -> None:
+    # Logits of a normal distribution: a few steps of rounding more for their differences, and still
+    # none of the narrow format.
+    case = Case(normalize="softmax").with_dtype(dtype)
+    unit = torch.finfo(dtype).eps / 2
+    single = torch.finfo(torch.float32).eps / 2
+    for expected in expected_results(case, case.operands(), case.cotangent()).values():
+        assert unit < expected.budget.maximum < unit + 100 * single
+
+
+def test_budgets_under_softmax_grow_with_what_is_far_below() -> None:
+    case = Case(normalize="softmax").with_dtype(torch.float32)
+    operands = case.operands()
+    budgets = []
+    for scale in (1, 10, 1e4):
+        scaled = operands._replace(spatial_filter=operands.spatial_filter * scale)
+        expected = expected_results(case, scaled, case.cotangent())
+        budgets.append(expected["output"].budget.maximum)
+    assert budgets[0] < budgets[1]
+    # exp(-88) and less is nothing: the rounding of a difference of 88 is all there is
+    assert budgets[2] < 4 * 3 * (1 + 2 * 88) * torch.finfo(torch.float32).eps / 2
+
+
+def test_a_softmax_that_is_wrong_is_noticed() -> None:
+    case = Case(normalize="softmax", channel_filter="none").with_dtype(torch.float32)
+    operands, cotangent = case.operands(), case.cotangent()
+
+    def wrong(image: torch.Tensor, logits: torch.Tensor, *_: object, **options) -> torch.Tensor:
+        weights = logits.bfloat16().softmax(1).float()  # rounded once too often
+        return kpnops.reference.decoupled_filter(image, weights, **options | {"normalize": None})
+
+    with pytest.raises(AssertionError, match="output: relative L2"):
+        check(wrong, case, operands, cotangent)
+
+
+def test_check_of_some_gradients() -> None:
+    case = Case()
+    operands, cotangent = case.operands(), case.cotangent()
+    needs_grad = (False, True, False)
+    actual = check(
+        kpnops.reference.decoupled_filter, case, operands, cotangent, needs_grad=needs_grad
+    )
+    assert list(actual) == ["output", "grad_spatial_filter"]
 
 
 ORDER_OF_A_SUM = 4 * (9 * 3 * 5 * 7 + 3)  # four times (terms of the longest sum + factors)

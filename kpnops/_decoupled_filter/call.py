@@ -28,13 +28,15 @@ class Call:
     channel_filter: Tensor | None
     window: Window
     combine: str
+    softmax: bool = False
+    double: bool = False  # sums in float64 whatever the dtypes of the tensors here
 
     @property
     def form(self) -> str:
-        """Kind of channel filter: "none", "image" (3-D) or "pixel" (4-D)."""
+        """Kind of channel filter: "none", "image" (3-D), "pixel" (4-D) or "mix" (5-D)."""
         if self.channel_filter is None:
             return "none"
-        return "image" if self.channel_filter.dim() == 3 else "pixel"
+        return {3: "image", 4: "pixel", 5: "mix"}[self.channel_filter.dim()]
 
     @property
     def channel_shared(self) -> bool:
@@ -64,9 +66,16 @@ class Call:
         return self.spatial_filter.shape[2], self.spatial_filter.shape[3]
 
     @property
+    def output_channels(self) -> int:
+        """Channels of the output: those of the input, or Co of a mixing matrix."""
+        if self.channel_filter is not None and self.channel_filter.dim() == 5:
+            return self.channel_filter.shape[1]
+        return self.input.shape[1]
+
+    @property
     def output_shape(self) -> tuple[int, int, int, int]:
         """Shape of the output."""
-        return (*self.input.shape[:2], *self.output_size)  # pyright: ignore[reportReturnType]
+        return (self.input.shape[0], self.output_channels, *self.output_size)
 
     @property
     def result_dtype(self) -> torch.dtype:
@@ -79,4 +88,5 @@ class Call:
     @property
     def sum_dtype(self) -> torch.dtype:
         """Dtype of products and sums: float64 for a float64 result, else float32."""
-        return torch.float64 if self.result_dtype == torch.float64 else torch.float32
+        double = self.double or self.result_dtype == torch.float64
+        return torch.float64 if double else torch.float32

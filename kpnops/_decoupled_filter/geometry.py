@@ -5,24 +5,26 @@ Everything here is plain Python on sizes, shared by the validation, the CPU path
 of the kernels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PADDING_MODES = ("zeros", "replicate", "reflect", "circular")
 COMBINE_MODES = ("mul", "add")
+NORMALIZE_MODES = (None, "softmax")
 
 
 @dataclass(frozen=True)
 class Window:
     """How the taps of a filter lie on the input.
 
-    Output row ``y`` and tap row ``i`` read input row ``y * stride[0] + (i - (Kh - 1) // 2) *
-    dilation[0]``, columns likewise.
+    Output row ``y`` and tap row ``i`` read input row ``y * stride[0] // scale + (i - (Kh - 1) // 2)
+    * dilation[0]``, columns likewise. One of stride and scale is 1.
     """
 
     kernel_size: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
     dilation: tuple[int, int] = (1, 1)
     padding_mode: str = "zeros"
+    scale: int = 1
 
     @property
     def taps(self) -> int:
@@ -37,16 +39,38 @@ class Window:
             before_padding(self.kernel_size[1], self.dilation[1]),
         )
 
+    def within(self, input_size: tuple[int, int]) -> "Window":
+        """The window that reads the same pixels with dilations below twice the image's size.
+
+        From one size on all taps but the central one lie outside, wherever the filter is; only
+        where circular padding takes them depends on the dilation, through its remainder.
+        """
+        rows, columns = (
+            _short_dilation(dilation, size, self.padding_mode)
+            for dilation, size in zip(self.dilation, input_size, strict=True)
+        )
+        return replace(self, dilation=(rows, columns))
+
     def after(self, input_size: tuple[int, int], output_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns that the last output pixel reads beyond the input."""
-        return (
+        rows, columns = (
             after_padding(
-                input_size[0], output_size[0], self.kernel_size[0], self.stride[0], self.dilation[0]
-            ),
-            after_padding(
-                input_size[1], output_size[1], self.kernel_size[1], self.stride[1], self.dilation[1]
-            ),
+                input_size[axis],
+                output_size[axis],
+                self.kernel_size[axis],
+                self.stride[axis],
+                self.dilation[axis],
+                self.scale,
+            )
+            for axis in (0, 1)
         )
+        return rows, columns
+
+
+def _short_dilation(dilation: int, size: int, padding_mode: str) -> int:
+    if dilation < 2 * size or padding_mode == "reflect":  # which refuses a reach beyond the image
+        return dilation
+    return size + dilation % size if padding_mode == "circular" else size
 
 
 def before_padding(kernel: int, dilation: int) -> int:
@@ -54,9 +78,11 @@ def before_padding(kernel: int, dilation: int) -> int:
     return (kernel - 1) // 2 * dilation
 
 
-def after_padding(size: int, output: int, kernel: int, stride: int, dilation: int) -> int:
+def after_padding(
+    size: int, output: int, kernel: int, stride: int, dilation: int, scale: int = 1
+) -> int:
     """Pixels beyond ``size`` that the last of ``output`` positions reads (0 if none)."""
-    last = (output - 1) * stride + (kernel - 1 - (kernel - 1) // 2) * dilation
+    last = (output - 1) * stride // scale + (kernel - 1 - (kernel - 1) // 2) * dilation
     return max(0, last - (size - 1))
 
 
@@ -81,30 +107,23 @@ def source_index(position: int, size: int, padding_mode: str) -> int:
 
 @dataclass(frozen=True)
 class Band:
-    """Positions ``start <= q < stop`` of an axis, each read through at most ``candidates`` padded
-    positions."""
+    """Positions ``start <= q < stop`` of an axis; those of a border are read through the padding
+    too."""
 
     start: int
     stop: int
-    candidates: int
+    border: bool
 
 
-def candidate_count(size: int, before: int, after: int, padding_mode: str) -> int:
-    """Most padded positions that can stand for one input position (see
-    ``kernels_index.candidate_position``)."""
-    if padding_mode == "zeros" or before + after == 0:
-        return 1
-    if padding_mode == "reflect":
-        return 3
-    if padding_mode == "circular":
-        return 1 + wraps(before, size) + wraps(after, size)
-    return 1 + before + after
+def border_readers(size: int, before: int, reach: int, padding_mode: str) -> int:
+    """Most outputs, in steps of the stride, that read one position of a border through one tap.
 
-
-def wraps(padding: int, size: int) -> int:
-    """Whole turns that ``padding`` positions beyond an axis of ``size`` take under circular
-    padding."""
-    return (padding + size - 1) // size
+    Taps reach ``before`` and ``reach`` positions from their centre to either side (see
+    ``kernels_index.reader``).
+    """
+    if padding_mode == "replicate":
+        return min(size, 1 + max(before, reach))
+    return 3 if padding_mode == "reflect" else 1
 
 
 def bands(size: int, before: int, after: int, padding_mode: str) -> list[Band]:
@@ -113,9 +132,8 @@ def bands(size: int, before: int, after: int, padding_mode: str) -> list[Band]:
     Interior positions are read through one padded position only, themselves; border positions also
     through those outside the image that the padding maps to them.
     """
-    count = candidate_count(size, before, after, padding_mode)
-    if count == 1:
-        return [Band(0, size, 1)]
+    if padding_mode == "zeros" or before + after == 0:
+        return [Band(0, size, False)]
     if padding_mode == "replicate":
         low, high = int(before > 0), int(after > 0)
     elif padding_mode == "reflect":
@@ -123,6 +141,6 @@ def bands(size: int, before: int, after: int, padding_mode: str) -> list[Band]:
     else:  # circular: what is read beyond one end lies at the other
         low, high = after, before
     if low + high >= size:
-        return [Band(0, size, count)]
-    pieces = [Band(0, low, count), Band(low, size - high, 1), Band(size - high, size, count)]
+        return [Band(0, size, True)]
+    pieces = [Band(0, low, True), Band(low, size - high, False), Band(size - high, size, True)]
     return [band for band in pieces if band.stop > band.start]

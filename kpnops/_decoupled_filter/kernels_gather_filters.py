@@ -3,15 +3,26 @@
 import triton
 import triton.language as tl
 
-from .kernels_gather import SIZES, split_program
-from .kernels_index import as_stored, pixel_offset, source_index
+from .kernels_index import (
+    SIZES,
+    as_stored,
+    centre_position,
+    pixel_offset,
+    pixel_tile,
+    source_index,
+    split_program,
+    tap_offset,
+)
+from .kernels_softmax import statistics_pointer
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _gather_bwd_spatial_kernel(
     x_ptr,
     grad_ptr,
+    spatial_ptr,
     channel_ptr,
+    statistics_ptr,
     grad_spatial_ptr,
     C,
     H,
@@ -27,62 +38,79 @@ def _gather_bwd_spatial_kernel(
     dilation_w,
     before_h,
     before_w,
+    scale,
     x_strides,
     grad_strides,
+    spatial_strides,
     channel_strides,
     grad_spatial_strides,
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     ACC: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
-    """grad_spatial[g, t, p] = sum over c in g of grad[c, p] x[c, source(p, t)] (Ch if "mul" else
-    1)."""
+    """grad_spatial[g, t, p] = sum of grad[c, p] x[c, source(p, t)] (Ch if "mul" else 1), c in g.
+
+    Under softmax that sum is dP[t], and the result P[t] (dP[t] - delta).
+    """
     pixels = HO.to(tl.int64) * WO
-    pid_p, pid_t, pid = split_program(pixels, tl.cdiv(kernel_h * kernel_w, BLOCK_T), BLOCK_P)
-    pid_b = pid // GROUPS
-    group = pid % GROUPS
-    offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)  # [BLOCK_P]
-    mask_p = offs_p < pixels
-    offs_y = (offs_p // WO).to(tl.int32)
-    offs_x = (offs_p % WO).to(tl.int32)
-    offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
-    mask_t = offs_t < kernel_h * kernel_w
-    i = offs_t // kernel_w
-    j = offs_t % kernel_w
-    row, row_inside = source_index(
-        (offs_y * stride_h)[None, :] + (i * dilation_h - before_h)[:, None], H, PADDING
-    )
-    column, column_inside = source_index(
-        (offs_x * stride_w)[None, :] + (j * dilation_w - before_w)[:, None], W, PADDING
-    )
+    taps = kernel_h * kernel_w
+    pid_p, pid_t, pid = split_program(pixels, tl.cdiv(taps, BLOCK_T), BLOCK_P)
+    pid_b, group = pid // GROUPS, pid % GROUPS
+    offs_y, offs_x, mask_p = pixel_tile(pid_p, pixels, WO, INDEX, BLOCK_P)  # [BLOCK_P]
+    offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T], 64-bit
+    mask_t = offs_t < taps
+    top = centre_position(offs_y, stride_h, scale, INDEX)
+    left = centre_position(offs_x, stride_w, scale, INDEX)
+    offset_h = tap_offset((offs_t // kernel_w).to(INDEX), dilation_h, before_h, INDEX)
+    offset_w = tap_offset((offs_t % kernel_w).to(INDEX), dilation_w, before_w, INDEX)
+    row, row_inside = source_index(top[None, :] + offset_h[:, None], H, PADDING)
+    column, column_inside = source_index(left[None, :] + offset_w[:, None], W, PADDING)
     mask = mask_t[:, None] & mask_p[None, :]  # [BLOCK_T, BLOCK_P]
     inside = mask & row_inside & column_inside
     per_group = C // GROUPS
     first_channel = group * per_group
-    x_base = x_ptr + pid_b * x_strides[0] + pixel_offset(row, column, x_strides)
-    grad_base = grad_ptr + pid_b * grad_strides[0]
+    x_base = x_ptr + pid_b * x_strides[0] + first_channel * x_strides[1]
+    x_base += pixel_offset(row, column, x_strides)
+    grad_base = grad_ptr + pid_b * grad_strides[0] + first_channel * grad_strides[1]
     grad_base += pixel_offset(offs_y, offs_x, grad_strides)
-    channel_base = channel_ptr + pid_b * channel_strides[0]
+    channel_base = channel_ptr + pid_b * channel_strides[0] + first_channel * channel_strides[1]
+    if FORM == "image":
+        channel_base += offs_t * channel_strides[2]  # [BLOCK_T]
+    elif FORM == "pixel":
+        channel_base += pixel_offset(offs_y, offs_x, channel_strides)  # [BLOCK_P]
     acc = tl.zeros((BLOCK_T, BLOCK_P), ACC)
-    for c in range(first_channel, first_channel + per_group):
-        x = tl.load(x_base + c * x_strides[1], mask=inside, other=0.0).to(ACC)
-        grad = tl.load(grad_base + c * grad_strides[1], mask=mask_p, other=0.0).to(ACC)
+    # pointers advance from channel to channel: no product of a 32-bit counter and a stride
+    for _ in range(per_group):
+        x = tl.load(x_base, mask=inside, other=0.0).to(ACC)
+        grad = tl.load(grad_base, mask=mask_p, other=0.0).to(ACC)
         product = x * grad[None, :]
         if COMBINE == "mul" and FORM == "image":
-            offs = c * channel_strides[1] + offs_t * channel_strides[2]
-            channel = tl.load(channel_base + offs, mask=mask_t, other=0.0).to(ACC)
+            channel = tl.load(channel_base, mask=mask_t, other=0.0).to(ACC)
             product = product * channel[:, None]
         elif COMBINE == "mul" and FORM == "pixel":
-            offs = c * channel_strides[1]
-            offs += pixel_offset(offs_y, offs_x, channel_strides)
-            channel = tl.load(channel_base + offs, mask=mask_p, other=0.0).to(ACC)
+            channel = tl.load(channel_base, mask=mask_p, other=0.0).to(ACC)
             product = product * channel[None, :]
         acc += product
-    first_tap = group * kernel_h * kernel_w
-    out_offs = (first_tap + offs_t)[:, None] * grad_spatial_strides[1]
+        x_base += x_strides[1]
+        grad_base += grad_strides[1]
+        channel_base += channel_strides[1]
+    offs = (group * taps + offs_t)[:, None]
+    if SOFTMAX:
+        spatial_base = spatial_ptr + pid_b * spatial_strides[0] + offs * spatial_strides[1]
+        spatial_offs = pixel_offset(offs_y, offs_x, spatial_strides)
+        logit = tl.load(spatial_base + spatial_offs[None, :], mask=mask, other=0.0).to(ACC)
+        offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)
+        statistics = statistics_pointer(statistics_ptr, pid, pixels, offs_p)
+        maximum = tl.load(statistics, mask=mask_p, other=0.0)
+        inverse_sum = tl.load(statistics + pixels, mask=mask_p, other=0.0)
+        delta = tl.load(statistics + 2 * pixels, mask=mask_p, other=0.0)
+        acc = tl.exp(logit - maximum[None, :]) * inverse_sum[None, :] * (acc - delta[None, :])
+    out_offs = offs * grad_spatial_strides[1]
     out_offs += pixel_offset(offs_y, offs_x, grad_spatial_strides)[None, :]
     tl.store(
         grad_spatial_ptr + pid_b * grad_spatial_strides[0] + out_offs,
@@ -96,6 +124,7 @@ def _gather_bwd_channel_kernel(
     x_ptr,
     grad_ptr,
     spatial_ptr,
+    statistics_ptr,
     partial_ptr,
     B,
     C,
@@ -112,13 +141,16 @@ def _gather_bwd_channel_kernel(
     dilation_w,
     before_h,
     before_w,
+    scale,
     pixels_per_chunk,
     x_strides,
     grad_strides,
     spatial_strides,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     ACC: tl.constexpr,
+    INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
@@ -138,28 +170,24 @@ def _gather_bwd_channel_kernel(
     pid_t = pid % blocks_t
     chunk = pid // blocks_t
     group = c // (C // GROUPS)
-    offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T]
+    offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T], 64-bit
     mask_t = offs_t < taps
-    i = offs_t // kernel_w
-    j = offs_t % kernel_w
+    offset_h = tap_offset((offs_t // kernel_w).to(INDEX), dilation_h, before_h, INDEX)
+    offset_w = tap_offset((offs_t % kernel_w).to(INDEX), dilation_w, before_w, INDEX)
     x_base = x_ptr + pid_b * x_strides[0] + c * x_strides[1]
     grad_base = grad_ptr + pid_b * grad_strides[0] + c * grad_strides[1]
     spatial_base = spatial_ptr + pid_b * spatial_strides[0]
     spatial_base += (group * taps + offs_t) * spatial_strides[1]
     acc = tl.zeros((BLOCK_T, BLOCK_P), ACC)
+    pixels = HO.to(tl.int64) * WO
     start = chunk * pixels_per_chunk
-    stop = tl.minimum(start + pixels_per_chunk, HO.to(tl.int64) * WO)
-    for first in range(start, stop, BLOCK_P):
-        offs_p = first + tl.arange(0, BLOCK_P)  # [BLOCK_P]
-        mask_p = offs_p < stop
-        offs_y = (offs_p // WO).to(tl.int32)
-        offs_x = (offs_p % WO).to(tl.int32)
-        row, row_inside = source_index(
-            (offs_y * stride_h)[None, :] + (i * dilation_h - before_h)[:, None], H, PADDING
-        )
-        column, column_inside = source_index(
-            (offs_x * stride_w)[None, :] + (j * dilation_w - before_w)[:, None], W, PADDING
-        )
+    stop = tl.minimum(start + pixels_per_chunk, pixels)
+    for block in range(start // BLOCK_P, tl.cdiv(stop, BLOCK_P)):
+        offs_y, offs_x, mask_p = pixel_tile(block, stop, WO, INDEX, BLOCK_P)  # [BLOCK_P]
+        top = centre_position(offs_y, stride_h, scale, INDEX)
+        left = centre_position(offs_x, stride_w, scale, INDEX)
+        row, row_inside = source_index(top[None, :] + offset_h[:, None], H, PADDING)
+        column, column_inside = source_index(left[None, :] + offset_w[:, None], W, PADDING)
         mask = mask_t[:, None] & mask_p[None, :]  # [BLOCK_T, BLOCK_P]
         inside = mask & row_inside & column_inside
         x_offs = pixel_offset(row, column, x_strides)
@@ -170,6 +198,14 @@ def _gather_bwd_channel_kernel(
         if COMBINE == "mul":
             offs = pixel_offset(offs_y, offs_x, spatial_strides)
             spatial = tl.load(spatial_base[:, None] + offs[None, :], mask=mask, other=0.0).to(ACC)
+            if SOFTMAX:
+                offs_p = block * BLOCK_P + tl.arange(0, BLOCK_P)
+                statistics = statistics_pointer(
+                    statistics_ptr, pid_b * GROUPS + group, pixels, offs_p
+                )
+                maximum = tl.load(statistics, mask=mask_p, other=0.0)
+                inverse_sum = tl.load(statistics + pixels, mask=mask_p, other=0.0)
+                spatial = tl.exp(spatial - maximum[None, :]) * inverse_sum[None, :]
             product = product * spatial
         acc += product
     partial_offs = ((chunk * B + pid_b) * C + c) * taps + offs_t

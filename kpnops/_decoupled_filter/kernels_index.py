@@ -3,6 +3,26 @@
 import triton
 import triton.language as tl
 
+# Sizes of the general kernels, which one compiled kernel serves whatever they are.
+SIZES = [
+    "B",
+    "C",
+    "H",
+    "W",
+    "HO",
+    "WO",
+    "GROUPS",
+    "kernel_h",
+    "kernel_w",
+    "stride_h",
+    "stride_w",
+    "dilation_h",
+    "dilation_w",
+    "before_h",
+    "before_w",
+    "scale",
+]
+
 
 @triton.jit
 def source_index(position, size, PADDING: tl.constexpr):
@@ -25,48 +45,76 @@ def source_index(position, size, PADDING: tl.constexpr):
 
 @triton.jit
 def pixel_offset(row, column, strides):
-    """64-bit offset of a pixel given by 32-bit indices."""
+    """64-bit offset of a pixel given by its indices."""
     return row.to(tl.int64) * strides[2] + column.to(tl.int64) * strides[3]
 
 
 @triton.jit
-def candidate_position(index, candidate, size, turns_before, PADDING: tl.constexpr):
-    """The ``candidate``-th padded position that reads input ``index``, and whether there is such a
-    one.
-
-    Candidate 0 is the index itself. ``turns_before`` is the padding before the image ("replicate")
-    or the whole turns in it ("circular").
-    """
-    position = index
-    exists = (candidate == 0) | (index < 0)
-    if PADDING == "replicate":
-        before = (candidate <= turns_before) & (index == 0)
-        after = (candidate > turns_before) & (index == size - 1)
-        outside = tl.where(before, -candidate, size - 1 + candidate - turns_before)
-        position = tl.where(candidate == 0, index, outside)
-        exists = (candidate == 0) | before | after
-    elif PADDING == "reflect":
-        mirrored = tl.where(candidate == 1, -index, 2 * (size - 1) - index)
-        position = tl.where(candidate == 0, index, mirrored)
-        exists = (
-            (candidate == 0)
-            | ((candidate == 1) & (index != 0))
-            | ((candidate == 2) & (index != size - 1))
-        )
-    elif PADDING == "circular":
-        turns = tl.where(candidate <= turns_before, -candidate, candidate - turns_before)
-        position = index + turns * size
-        exists = (index >= 0) | (candidate == 0)
-    return position, exists
+def tap_offset(tap, dilation, before, INDEX: tl.constexpr):
+    """Offset of tap row or column ``tap`` from the centre of the filter."""
+    return tap * dilation.to(INDEX) - before.to(INDEX)
 
 
 @triton.jit
-def output_index(position, offset, stride, size):
-    """The output that reads padded ``position`` through a tap at ``offset``, and whether there is
-    one."""
-    distance = position - offset
-    index = distance // stride
-    return index, (distance >= 0) & (distance % stride == 0) & (index < size)
+def centre_position(index, stride, scale, INDEX: tl.constexpr):
+    """The position that the centre of the filter of output ``index`` reads."""
+    return index * stride.to(INDEX) // scale.to(INDEX)
+
+
+@triton.jit
+def _centre_that_reads(index, number, offset, size, PADDING: tl.constexpr):
+    """The ``number``-th centre from which a tap at ``offset`` may read ``index``, and whether there
+    is one.
+
+    Number 0 reads without padding where that can be: bands of the interior need no other.
+    """
+    centre = index - offset
+    exists = (index >= 0) & (number == 0)
+    if PADDING == "replicate":  # the ends are read from all centres beyond them
+        low = (index == 0) & (offset <= 0)
+        high = (index == size - 1) & (offset > 0)
+        centre = tl.where(high, tl.maximum(centre, 0) + number, centre)
+        centre = tl.where(low, tl.minimum(centre, size - 1) - number, centre)
+        exists = exists | low | high
+    elif PADDING == "reflect":
+        mirrored = tl.where(number == 1, -index, 2 * (size - 1) - index)
+        centre = tl.where(number == 0, index, mirrored) - offset
+        exists = exists | ((number == 1) & (index != 0))
+        exists = exists | ((number == 2) & (index != size - 1))
+    elif PADDING == "circular":  # centres lie in the image, so that one turn is the right one
+        centre = (centre % size + size) % size
+    return centre, exists
+
+
+@triton.jit
+def reader(index, number, offset, size, stride, scale, outputs, PADDING: tl.constexpr):
+    """The ``number``-th output that may read input ``index`` through a tap at ``offset``, and
+    whether it does.
+
+    The ``scale`` outputs that share a centre have consecutive numbers.
+    """
+    centre, exists = _centre_that_reads(index, number // scale, offset, size, PADDING)
+    distance = centre * scale + number % scale
+    output = distance // stride
+    return output, exists & (distance >= 0) & (output * stride == distance) & (output < outputs)
+
+
+@triton.jit
+def split_program(pixels, second, BLOCK_P: tl.constexpr):
+    """Split the program's number into a block of pixels (fastest), one of ``second`` and the rest,
+    64-bit."""
+    pid = tl.program_id(0).to(tl.int64)
+    blocks_p = tl.cdiv(pixels, BLOCK_P)
+    pid_p = pid % blocks_p
+    pid = pid // blocks_p
+    return pid_p, pid % second, pid // second
+
+
+@triton.jit
+def pixel_tile(pid, pixels, width, INDEX: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows, columns and mask of the ``pid``-th block of pixels, flattened over rows and columns."""
+    offs = pid * BLOCK_P + tl.arange(0, BLOCK_P)
+    return (offs // width).to(INDEX), (offs % width).to(INDEX), offs < pixels
 
 
 @triton.jit

@@ -6,82 +6,23 @@ reads it. Programs whose whole window lies inside the image run a variant withou
 program needs is tested once. Pointers advance by strides, so that no product of an index and a
 stride passes 32 bits; the launcher sends tensors on which a tile spans more than that to the
 general kernels. FORM is "none", "image" (3-D channel filter) or "pixel" (4-D).
+
+SOFTMAX: ``spatial`` holds logits s, and S = exp(s - m) * r with the pixel's largest logit m and
+r = 1 / sum_t exp(s - m). Where a program does not hold all taps of a pixel it reads m, r and, for
+the gradient, delta = sum_t S dS as three planes of ``statistics``, contiguous (B, GROUPS, 3, H, W).
 """
 
 import triton
 import triton.language as tl
 
-from .kernels_index import as_stored, source_index
-
-
-@triton.jit
-def tile_position(GROUPS, H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Image, group, first row and first column of a program, 64-bit for offsets; columns run
-    fastest."""
-    pid = tl.program_id(0).to(tl.int64)
-    blocks_w = tl.cdiv(W, BLOCK_W)
-    blocks_h = tl.cdiv(H, ROWS)
-    x0 = (pid % blocks_w) * BLOCK_W
-    pid = pid // blocks_w
-    y0 = (pid % blocks_h) * ROWS
-    pid = pid // blocks_h
-    return pid // GROUPS, pid % GROUPS, y0, x0
-
-
-@triton.jit
-def tile_load(ptr, mask, MASKED: tl.constexpr, ACC: tl.constexpr):
-    """Load as ACC, with the mask only where the tile needs one."""
-    if MASKED:
-        value = tl.load(ptr, mask=mask, other=0.0)
-    else:
-        value = tl.load(ptr)
-    return value.to(ACC)
-
-
-@triton.jit
-def tile_store(ptr, value, mask, MASKED: tl.constexpr):
-    """Store in the pointer's dtype, with the mask only where the tile needs one."""
-    value = as_stored(value, ptr)
-    if MASKED:
-        tl.store(ptr, value, mask=mask)
-    else:
-        tl.store(ptr, value)
-
-
-@triton.jit
-def load_spatial(
-    spatial_ptr,
-    spatial_strides,
-    H,
-    W,
-    y0,
-    x0,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    MASKED: tl.constexpr,
-    ACC: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """S[t, p], or transposed S[t, p - o_t], for all rows p of the tile: tap * ROWS + row, each
-    [BLOCK_W]."""
-    offs_w = tl.arange(0, BLOCK_W)
-    spatial = ()
-    for i in tl.static_range(KH):
-        for j in tl.static_range(KW):
-            for row in tl.static_range(ROWS):
-                if TRANSPOSED:
-                    y = row + (KH - 1) // 2 - i
-                    x = offs_w + ((KW - 1) // 2 - j)
-                else:
-                    y = row
-                    x = offs_w
-                mask = (x0 + x >= 0) & (x0 + x < W) & (y0 + y >= 0) & (y0 + y < H)
-                ptr = spatial_ptr + y * spatial_strides[2] + x * spatial_strides[3]
-                spatial = spatial + (tile_load(ptr, mask, MASKED, ACC),)
-            spatial_ptr += spatial_strides[1]
-    return spatial
+from .kernels_index import pixel_offset, source_index
+from .kernels_tile_load import (
+    load_spatial,
+    statistics_position,
+    tile_load,
+    tile_position,
+    tile_store,
+)
 
 
 @triton.jit
@@ -89,7 +30,9 @@ def _tile_fwd_body(
     x_ptr,
     spatial_ptr,
     channel_ptr,
+    statistics_ptr,
     out_ptr,
+    plane,
     channels,
     H,
     W,
@@ -104,6 +47,7 @@ def _tile_fwd_body(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
@@ -111,14 +55,20 @@ def _tile_fwd_body(
     BLOCK_W: tl.constexpr,
 ):
     """All channels of a tile. Pointers stand at the first channel of image and group, row y0,
-    column x0."""
+    column x0.
+
+    Returns one value for each column: NaN where a gain that left its sum over the taps was not
+    finite, else 0.
+    """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
     offs_w = tl.arange(0, BLOCK_W)  # [BLOCK_W]
     mask_w = x0 + offs_w < W
     spatial = load_spatial(
-        spatial_ptr, spatial_strides, H, W, y0, x0, KH, KW, TRANSPOSED, MASKED, ACC, ROWS, BLOCK_W
-    )
+        spatial_ptr, statistics_ptr, plane, spatial_strides, H, W, y0, x0, KH, KW, SOFTMAX,
+        TRANSPOSED, MASKED, ACC, ROWS, BLOCK_W,
+    )  # fmt: skip
+    probe = tl.zeros((BLOCK_W,), ACC)
     for _ in range(channels):
         acc = ()
         for _row in tl.static_range(ROWS):
@@ -133,7 +83,9 @@ def _tile_fwd_body(
                 if MASKED:
                     x, x_inside = source_index(x0 + (j - LEFT) + offs_w, W, PADDING)
                     inside = y_inside & x_inside
-                    value = tile_load(x_row_ptr + (x - x0) * x_strides[3], inside, True, ACC)
+                    ptr = x_row_ptr + (x - x0) * x_strides[3]
+                    # every index that other paddings give lies in the image
+                    value = tile_load(ptr, inside, PADDING == "zeros", ACC)
                 else:
                     inside = mask_w
                     value = tl.load(x_row_ptr + (offs_w + (j - LEFT)) * x_strides[3]).to(ACC)
@@ -183,17 +135,21 @@ def _tile_fwd_body(
             mask = mask_w & (y0 + row < H)
             if FORM == "pixel" and COMBINE == "mul" and not TRANSPOSED:
                 ptr = channel_ptr + row * channel_strides[2] + offs_w * channel_strides[3]
-                result = result * tile_load(ptr, mask, MASKED, ACC)
+                gain = tile_load(ptr, mask, MASKED, ACC)
+                result = result * gain
+                probe += gain * 0.0
             ptr = out_ptr + row * out_strides[2] + offs_w * out_strides[3]
             tile_store(ptr, result, mask, MASKED)
         x_ptr += x_strides[1]
         out_ptr += out_strides[1]
         if FORM != "none":
             channel_ptr += channel_strides[1]
+    return probe
 
 
 @triton.jit
-def _tile_fwd_kernel(
+def _tile_fwd_exact(
+    pid,
     x_ptr,
     spatial_ptr,
     channel_ptr,
@@ -208,9 +164,79 @@ def _tile_fwd_kernel(
     out_strides,
     KH: tl.constexpr,
     KW: tl.constexpr,
+    PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """The ``pid``-th tile with every product as the definition has it: sum_t (S Ch) x.
+
+    Rarely run, so small: nothing is unrolled, all offsets are 64-bit, and every load has a mask.
+    """
+    b, group, y0, x0 = tile_position(pid, GROUPS, H, W, ROWS, BLOCK_W)
+    channels = C // GROUPS
+    offs_w = x0 + tl.arange(0, BLOCK_W)  # [BLOCK_W]
+    mask = offs_w < W
+    spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
+    for number in range(tl.minimum(H - y0, ROWS)):
+        row = y0 + number
+        taps_ptr = spatial_ptr + pixel_offset(row, offs_w, spatial_strides)
+        highest = tl.full((BLOCK_W,), float("-inf"), ACC)
+        total = tl.zeros((BLOCK_W,), ACC)
+        if SOFTMAX:
+            ptr = taps_ptr
+            for _ in range(KH * KW):
+                highest = tl.maximum(highest, tile_load(ptr, mask, True, ACC))
+                ptr += spatial_strides[1]
+            ptr = taps_ptr
+            for _ in range(KH * KW):
+                total += tl.exp(tile_load(ptr, mask, True, ACC) - highest)
+                ptr += spatial_strides[1]
+        for channel in range(channels):
+            c = group * channels + channel
+            gain_ptr = channel_ptr + b * channel_strides[0] + c * channel_strides[1]
+            gain_ptr += pixel_offset(row, offs_w, channel_strides)
+            gain = tile_load(gain_ptr, mask, True, ACC)
+            acc = tl.zeros((BLOCK_W,), ACC)
+            tap_ptr = taps_ptr
+            for tap in range(KH * KW):
+                y, y_inside = source_index(row + (tap // KW - (KH - 1) // 2), H, PADDING)
+                x, x_inside = source_index(offs_w + (tap % KW - (KW - 1) // 2), W, PADDING)
+                value_ptr = x_ptr + b * x_strides[0] + c * x_strides[1]
+                value_ptr += pixel_offset(y, x, x_strides)
+                value = tile_load(value_ptr, mask & y_inside & x_inside, True, ACC)
+                weight = tile_load(tap_ptr, mask, True, ACC)
+                if SOFTMAX:
+                    weight = tl.exp(weight - highest) * (1.0 / total)
+                acc += weight * gain * value
+                tap_ptr += spatial_strides[1]
+            result_ptr = out_ptr + b * out_strides[0] + c * out_strides[1]
+            result_ptr += pixel_offset(row, offs_w, out_strides)
+            tile_store(result_ptr, acc, mask, True)
+
+
+@triton.jit
+def _tile_fwd_kernel(
+    x_ptr,
+    spatial_ptr,
+    channel_ptr,
+    statistics_ptr,
+    out_ptr,
+    C,
+    GROUPS,
+    H,
+    W,
+    x_strides,
+    spatial_strides,
+    channel_strides,
+    out_strides,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
@@ -220,15 +246,22 @@ def _tile_fwd_kernel(
 
     TRANSPOSED: the gradient of the input under zero padding, out[c, q] = sum_t F[c, t, q - o_t]
     x[c, q - o_t], where ``x`` is the gradient of the output.
+
+    A 4-D channel filter under "mul" leaves the sum over the taps: Ch sum_t S x. If a gain is
+    infinite that is not the sum of the products, and the tile is computed once more.
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
-    b, group, y0, x0 = tile_position(GROUPS, H, W, ROWS, BLOCK_W)
+    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, ROWS, BLOCK_W)
     channels = C // GROUPS
+    x_base, spatial_base, channel_base, out_base = x_ptr, spatial_ptr, channel_ptr, out_ptr
     first = group * channels
     x_ptr += b * x_strides[0] + first * x_strides[1] + y0 * x_strides[2] + x0 * x_strides[3]
     spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+    plane = 0
+    if SOFTMAX and TRANSPOSED:
+        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
     out_ptr += b * out_strides[0] + first * out_strides[1]
     out_ptr += y0 * out_strides[2] + x0 * out_strides[3]
     if FORM != "none":
@@ -238,14 +271,27 @@ def _tile_fwd_kernel(
     interior = (y0 >= TOP) & (y0 + (ROWS + KH - 1 - TOP) <= H)
     interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
     if interior:
-        _tile_fwd_body(
-            x_ptr, spatial_ptr, channel_ptr, out_ptr, channels, H, W, y0.to(tl.int32),
-            x0.to(tl.int32), x_strides, spatial_strides, channel_strides, out_strides, KH, KW, FORM,
-            COMBINE, PADDING, TRANSPOSED, False, ACC, ROWS, BLOCK_W,
+        probe = _tile_fwd_body(
+            x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, False, ACC, ROWS,
+            BLOCK_W,
         )  # fmt: skip
     else:
-        _tile_fwd_body(
-            x_ptr, spatial_ptr, channel_ptr, out_ptr, channels, H, W, y0.to(tl.int32),
-            x0.to(tl.int32), x_strides, spatial_strides, channel_strides, out_strides, KH, KW, FORM,
-            COMBINE, PADDING, TRANSPOSED, True, ACC, ROWS, BLOCK_W,
+        probe = _tile_fwd_body(
+            x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, True, ACC, ROWS,
+            BLOCK_W,
         )  # fmt: skip
+    if FORM == "pixel" and COMBINE == "mul" and not TRANSPOSED:
+        again = tl.max((probe != probe).to(tl.int32), 0)
+        if again > 0:
+            tl.debug_barrier()  # these stores come after those of other threads above
+            # A compiler cannot know that ``again`` is 1: it works out the tile's position anew
+            # rather than keep pointers in registers through the loop over the channels.
+            _tile_fwd_exact(
+                tl.program_id(0) * again, x_base, spatial_base, channel_base, out_base, C, GROUPS,
+                H, W, x_strides, spatial_strides, channel_strides, out_strides, KH, KW, PADDING,
+                SOFTMAX, ACC, ROWS, BLOCK_W,
+            )  # fmt: skip

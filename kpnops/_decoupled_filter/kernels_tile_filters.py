@@ -7,7 +7,13 @@ import triton
 import triton.language as tl
 
 from .kernels_index import source_index
-from .kernels_tile import load_spatial, tile_load, tile_position, tile_store
+from .kernels_tile_load import (
+    load_spatial,
+    statistics_position,
+    tile_load,
+    tile_position,
+    tile_store,
+)
 
 
 @triton.jit
@@ -34,6 +40,7 @@ def _tile_bwd_filters_body(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
@@ -48,8 +55,9 @@ def _tile_bwd_filters_body(
         acc = acc + (tl.zeros((BLOCK_W,), ACC),)
     if WITH_CHANNEL and COMBINE == "mul":
         spatial = load_spatial(
-            spatial_ptr, spatial_strides, H, W, y0, x0, KH, KW, False, MASKED, ACC, 1, BLOCK_W
-        )
+            spatial_ptr, spatial_ptr, 0, spatial_strides, H, W, y0, x0, KH, KW, SOFTMAX, False,
+            MASKED, ACC, 1, BLOCK_W,
+        )  # fmt: skip
     for _ in range(channels):
         grad = tile_load(grad_ptr + offs_w * grad_strides[3], mask_w, MASKED, ACC)
         scaled = grad
@@ -90,8 +98,20 @@ def _tile_bwd_filters_body(
         grad_ptr += grad_strides[1]
         if FORM != "none":
             channel_ptr += channel_strides[1]
+    delta = tl.zeros((BLOCK_W,), ACC)  # sum_t S dS
+    if SOFTMAX:
+        if not WITH_CHANNEL or COMBINE != "mul":  # no use before: they would only fill registers
+            spatial = load_spatial(
+                spatial_ptr, spatial_ptr, 0, spatial_strides, H, W, y0, x0, KH, KW, SOFTMAX, False,
+                MASKED, ACC, 1, BLOCK_W,
+            )  # fmt: skip
+        for tap in tl.static_range(KH * KW):
+            delta += spatial[tap] * acc[tap]
     for tap in tl.static_range(KH * KW):
-        tile_store(grad_spatial_ptr + offs_w * grad_spatial_strides[3], acc[tap], mask_w, MASKED)
+        result = acc[tap]
+        if SOFTMAX:
+            result = spatial[tap] * (result - delta)
+        tile_store(grad_spatial_ptr + offs_w * grad_spatial_strides[3], result, mask_w, MASKED)
         grad_spatial_ptr += grad_spatial_strides[1]
 
 
@@ -118,6 +138,7 @@ def _tile_bwd_filters_kernel(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -127,10 +148,11 @@ def _tile_bwd_filters_kernel(
 
     grad_spatial[t, p] = sum_c grad[c, p] x[c, p + o_t] (Ch if "mul" else 1);
     grad_channel[c, p] = grad[c, p] sum_t x[c, p + o_t] (S[t, p] if "mul" else 1).
+    SOFTMAX: the gradient of the logits, S[t, p] (dS[t, p] - sum_t S dS) with dS as above.
     """
     TOP: tl.constexpr = (KH - 1) // 2
     LEFT: tl.constexpr = (KW - 1) // 2
-    b, group, y0, x0 = tile_position(GROUPS, H, W, 1, BLOCK_W)
+    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, 1, BLOCK_W)
     channels = C // GROUPS
     first = group * channels
     first_tap = group * (KH * KW)
@@ -143,9 +165,10 @@ def _tile_bwd_filters_kernel(
         channel_ptr += b * channel_strides[0] + first * channel_strides[1]
     if FORM == "pixel":
         channel_ptr += y0 * channel_strides[2] + x0 * channel_strides[3]
-    if WITH_CHANNEL:
+    if WITH_CHANNEL or SOFTMAX:
         spatial_ptr += b * spatial_strides[0] + first_tap * spatial_strides[1]
         spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+    if WITH_CHANNEL:
         grad_channel_ptr += b * grad_channel_strides[0] + first * grad_channel_strides[1]
         grad_channel_ptr += y0 * grad_channel_strides[2] + x0 * grad_channel_strides[3]
     interior = (y0 >= TOP) & (y0 + (KH - TOP) <= H)
@@ -155,14 +178,14 @@ def _tile_bwd_filters_kernel(
             x_ptr, grad_ptr, spatial_ptr, channel_ptr, grad_spatial_ptr, grad_channel_ptr,
             channels, H, W, y0, x0, x_strides, grad_strides, spatial_strides, channel_strides,
             grad_spatial_strides, grad_channel_strides,
-            KH, KW, FORM, COMBINE, PADDING, WITH_CHANNEL, False, ACC, BLOCK_W,
+            KH, KW, FORM, COMBINE, PADDING, SOFTMAX, WITH_CHANNEL, False, ACC, BLOCK_W,
         )  # fmt: skip
     else:
         _tile_bwd_filters_body(
             x_ptr, grad_ptr, spatial_ptr, channel_ptr, grad_spatial_ptr, grad_channel_ptr,
             channels, H, W, y0, x0, x_strides, grad_strides, spatial_strides, channel_strides,
             grad_spatial_strides, grad_channel_strides,
-            KH, KW, FORM, COMBINE, PADDING, WITH_CHANNEL, True, ACC, BLOCK_W,
+            KH, KW, FORM, COMBINE, PADDING, SOFTMAX, WITH_CHANNEL, True, ACC, BLOCK_W,
         )  # fmt: skip
 
 
@@ -171,7 +194,9 @@ def _tile_bwd_channel_body(
     x_ptr,
     grad_ptr,
     spatial_ptr,
+    statistics_ptr,
     partial_ptr,
+    plane,
     rows,
     H,
     W,
@@ -184,6 +209,7 @@ def _tile_bwd_channel_body(
     KW: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -196,6 +222,10 @@ def _tile_bwd_channel_body(
         acc = acc + (tl.zeros((BLOCK_W,), ACC),)
     for row in range(rows):
         grad = tile_load(grad_ptr + offs_w * grad_strides[3], mask_w, MASKED, ACC)
+        if SOFTMAX:
+            highest = tile_load(statistics_ptr + offs_w, mask_w, MASKED, ACC)
+            scale = tile_load(statistics_ptr + plane + offs_w, mask_w, MASKED, ACC)
+            statistics_ptr += W
         tap_ptr = spatial_ptr
         new_acc = ()
         for i in tl.static_range(KH):
@@ -215,7 +245,10 @@ def _tile_bwd_channel_body(
                 product = grad * value
                 if COMBINE == "mul":
                     ptr = tap_ptr + offs_w * spatial_strides[3]
-                    product *= tile_load(ptr, mask_w, MASKED, ACC)
+                    weight = tile_load(ptr, mask_w, MASKED, ACC)
+                    if SOFTMAX:
+                        weight = tl.exp(weight - highest) * scale
+                    product *= weight
                     tap_ptr += spatial_strides[1]
                 # beyond the image's width the gradient is 0, but what a tap reads there may be inf
                 if MASKED:
@@ -235,6 +268,7 @@ def _tile_bwd_channel_kernel(
     x_ptr,
     grad_ptr,
     spatial_ptr,
+    statistics_ptr,
     partial_ptr,
     B,
     C,
@@ -249,6 +283,7 @@ def _tile_bwd_channel_kernel(
     KW: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -276,18 +311,21 @@ def _tile_bwd_channel_kernel(
     if COMBINE == "mul":
         spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
         spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+    plane = 0
+    if SOFTMAX:
+        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
     partial_ptr += ((chunk * B + b) * C + c) * (KH * KW)
     interior = (y0 >= TOP) & (y0 + rows + (KH - 1 - TOP) <= H)
     interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
     if interior:
         _tile_bwd_channel_body(
-            x_ptr, grad_ptr, spatial_ptr, partial_ptr, rows, H, W, y0.to(tl.int32), x0.to(tl.int32),
-            x_strides, grad_strides, spatial_strides,
-            KH, KW, COMBINE, PADDING, False, ACC, BLOCK_W,
+            x_ptr, grad_ptr, spatial_ptr, statistics_ptr, partial_ptr, plane, rows, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, grad_strides, spatial_strides,
+            KH, KW, COMBINE, PADDING, SOFTMAX, False, ACC, BLOCK_W,
         )  # fmt: skip
     else:
         _tile_bwd_channel_body(
-            x_ptr, grad_ptr, spatial_ptr, partial_ptr, rows, H, W, y0.to(tl.int32), x0.to(tl.int32),
-            x_strides, grad_strides, spatial_strides,
-            KH, KW, COMBINE, PADDING, True, ACC, BLOCK_W,
+            x_ptr, grad_ptr, spatial_ptr, statistics_ptr, partial_ptr, plane, rows, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, grad_strides, spatial_strides,
+            KH, KW, COMBINE, PADDING, SOFTMAX, True, ACC, BLOCK_W,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .kernels_index import source_index
-from .kernels_tile import tile_load, tile_position, tile_store
+from .kernels_tile_load import statistics_position, tile_load, tile_position, tile_store
 
 
 @triton.jit
@@ -18,9 +18,11 @@ def _fused_bwd_body(
     grad_ptr,
     spatial_ptr,
     channel_ptr,
+    statistics_ptr,
     grad_x_ptr,
     grad_spatial_ptr,
     grad_channel_ptr,
+    plane,
     H,
     W,
     y0,
@@ -38,6 +40,7 @@ def _fused_bwd_body(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     WITH_INPUT: tl.constexpr,
     WITH_SPATIAL: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
@@ -57,6 +60,13 @@ def _fused_bwd_body(
     spatial_offs = offs_h * spatial_strides[2] + offs_w * spatial_strides[3]
     if FORM == "pixel":
         channel_offs = offs_h * channel_strides[2] + offs_w * channel_strides[3]
+    if SOFTMAX:
+        statistics_ptrs = statistics_ptr + (offs_h * W + offs_w)
+        if WITH_SPATIAL or WITH_CHANNEL:
+            highest = tile_load(statistics_ptrs, mask, MASKED, ACC)
+            scale = tile_load(statistics_ptrs + plane, mask, MASKED, ACC)
+        if WITH_SPATIAL:
+            delta = tile_load(statistics_ptrs + 2 * plane, mask, MASKED, ACC)
     grad = ()
     scaled = ()
     grad_x = ()
@@ -81,8 +91,10 @@ def _fused_bwd_body(
                     inside = mask
                     x_offs = (offs_h + (i - TOP)) * x_strides[2]
                     x_offs += (offs_w + (j - LEFT)) * x_strides[3]
-                if WITH_CHANNEL and COMBINE == "mul":
+                if (WITH_CHANNEL and COMBINE == "mul") or (WITH_SPATIAL and SOFTMAX):
                     weight = tile_load(spatial_ptr + spatial_offs, mask, MASKED, ACC)
+                    if SOFTMAX:
+                        weight = tl.exp(weight - highest) * scale
                 tap_sum = tl.zeros((BLOCK_H, BLOCK_W), ACC)
                 new_total = ()
                 for c in tl.static_range(CHANNELS):
@@ -98,6 +110,8 @@ def _fused_bwd_body(
                 if WITH_SPATIAL:
                     ptr = grad_spatial_ptr + offs_h * grad_spatial_strides[2]
                     ptr += offs_w * grad_spatial_strides[3]
+                    if SOFTMAX:
+                        tap_sum = weight * (tap_sum - delta)
                     tile_store(ptr, tap_sum, mask, MASKED)
                     grad_spatial_ptr += grad_spatial_strides[1]
             if WITH_INPUT:  # the output p = q - o_t reads pixel q through tap t
@@ -106,6 +120,10 @@ def _fused_bwd_body(
                 reads = (py >= 0) & (py < H) & (px >= 0) & (px < W)
                 shift = (TOP - i) * spatial_strides[2] + (LEFT - j) * spatial_strides[3]
                 weight = tile_load(spatial_ptr + (spatial_offs + shift), reads, MASKED, ACC)
+                if SOFTMAX:  # where no output reads the pixel r = 0 makes it 0
+                    ptr = statistics_ptrs + ((TOP - i) * W + (LEFT - j))
+                    weight = tl.exp(weight - tile_load(ptr, reads, MASKED, ACC))
+                    weight *= tile_load(ptr + plane, reads, MASKED, ACC)
                 shift_grad = (TOP - i) * grad_strides[2] + (LEFT - j) * grad_strides[3]
                 new_grad_x = ()
                 for c in tl.static_range(CHANNELS):
@@ -149,6 +167,7 @@ def _fused_bwd_kernel(
     grad_ptr,
     spatial_ptr,
     channel_ptr,
+    statistics_ptr,
     grad_x_ptr,
     grad_spatial_ptr,
     grad_channel_ptr,
@@ -168,6 +187,7 @@ def _fused_bwd_kernel(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     WITH_INPUT: tl.constexpr,
     WITH_SPATIAL: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
@@ -180,13 +200,14 @@ def _fused_bwd_kernel(
     grad_x[c, q]       = sum_t grad[c, q - o_t] F[c, t, q - o_t]
     grad_spatial[t, q] = sum_c grad[c, q] x[c, q + o_t] (Ch if "mul" else 1)
     grad_channel[c, q] = grad[c, q] sum_t x[c, q + o_t] (S[t, q] if "mul" else 1)
+    SOFTMAX: the gradient of the logits, S[t, q] (dS[t, q] - delta[q]) with dS as above.
     """
     TOP: tl.constexpr = (KH - 1) // 2
     LEFT: tl.constexpr = (KW - 1) // 2
     # the gradient of the input reads as far the other way round
     REACH_H: tl.constexpr = KH - 1 - TOP
     REACH_W: tl.constexpr = KW - 1 - LEFT
-    b, group, y0, x0 = tile_position(GROUPS, H, W, BLOCK_H, BLOCK_W)
+    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, BLOCK_H, BLOCK_W)
     first = group * CHANNELS
     first_tap = group * (KH * KW)
     x_ptrs = _channel_pointers(x_ptr, b, first, y0, x0, x_strides, CHANNELS)
@@ -204,6 +225,9 @@ def _fused_bwd_kernel(
         )
     spatial_ptr += b * spatial_strides[0] + first_tap * spatial_strides[1]
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
+    plane = 0
+    if SOFTMAX:
+        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
     if WITH_SPATIAL:
         grad_spatial_ptr += b * grad_spatial_strides[0] + first_tap * grad_spatial_strides[1]
         grad_spatial_ptr += y0 * grad_spatial_strides[2] + x0 * grad_spatial_strides[3]
@@ -211,17 +235,17 @@ def _fused_bwd_kernel(
     interior = interior & (x0 >= REACH_W) & (x0 + (BLOCK_W + REACH_W) <= W)
     if interior:
         _fused_bwd_body(
-            x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, grad_x_ptrs, grad_spatial_ptr,
-            grad_channel_ptrs, H, W, y0.to(tl.int32), x0.to(tl.int32), x_strides, grad_strides,
-            spatial_strides, channel_strides, grad_x_strides, grad_spatial_strides,
-            grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING, WITH_INPUT,
-            WITH_SPATIAL, WITH_CHANNEL, False, ACC, BLOCK_H, BLOCK_W,
+            x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
+            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
+            x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
+            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING,
+            SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, False, ACC, BLOCK_H, BLOCK_W,
         )  # fmt: skip
     else:
         _fused_bwd_body(
-            x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, grad_x_ptrs, grad_spatial_ptr,
-            grad_channel_ptrs, H, W, y0.to(tl.int32), x0.to(tl.int32), x_strides, grad_strides,
-            spatial_strides, channel_strides, grad_x_strides, grad_spatial_strides,
-            grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING, WITH_INPUT,
-            WITH_SPATIAL, WITH_CHANNEL, True, ACC, BLOCK_H, BLOCK_W,
+            x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
+            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
+            x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
+            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING,
+            SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, True, ACC, BLOCK_H, BLOCK_W,
         )  # fmt: skip

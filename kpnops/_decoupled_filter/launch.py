@@ -24,6 +24,7 @@ __all__ = [
     "gather_channels_launch",
     "gather_input_launch",
     "gather_taps_launch",
+    "mix_launch",
 ]
 
 # Above this an unrolled tap loop spills and compiles for tens of seconds; in float64, 49 taps spill
@@ -37,6 +38,8 @@ MAX_UNROLLED_SIDE = 12
 # to 40 bytes at as little as 32 registers, Triton 3.7.1). Long unrolled tap loops do better
 # without: told of 255, it hoists loads until those spill.
 MAX_REGISTERS = 255
+# As many as leave room for three programs of 128 threads on a multiprocessor.
+MAX_REGISTERS_OF_THREE = 168
 # Groups of at most this many channels get all gradients from one kernel.
 MAX_FUSED_CHANNELS = 4
 
@@ -74,13 +77,27 @@ def _bound(taps: int) -> int | None:
     return MAX_REGISTERS if taps <= 4 else None
 
 
-def forward_launch(taps: int, width: int, dtype: torch.dtype, padding_mode: str) -> TileLaunch:
+def forward_launch(
+    kernel_size: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+    padding_mode: str,
+    transposed: bool = False,
+    softmax: bool = False,
+) -> TileLaunch:
     """Forward, and gradient of the input: rows * taps spatial values a pixel in registers."""
+    taps = kernel_size[0] * kernel_size[1]
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
-    if rows == 2 and padding_mode in ("reflect", "circular"):
+    if rows == 2 and padding_mode != "zeros":
         rows = 1  # with two rows of 25 taps their index arithmetic spills (16 to 24 bytes, sm_90)
-    return TileLaunch(rows, *_width(width, 256 if rows > 1 else 128), _bound(taps))
+    # One pixel a thread where the statistics of all shifted pixels are loaded too: with two, 5 x 5
+    # taps take 254 or 255 registers (sm_90).
+    widest = 128 if rows == 1 or (transposed and softmax) else 256
+    bound = _bound(taps)
+    if kernel_size == (3, 3) and rows == 4 and padding_mode == "zeros" and not transposed:
+        bound = MAX_REGISTERS_OF_THREE  # 187 without it (sm_90); other kernel sizes would spill
+    return TileLaunch(rows, *_width(width, widest), bound)
 
 
 def filters_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
@@ -97,11 +114,14 @@ def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
     return taps * dtype.itemsize // 4 <= 36
 
 
-def filters_fit(taps: int, padding_mode: str) -> bool:
+def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool) -> bool:
     """Whether the unrolled gradient of the spatial filter stays in registers.
 
-    With 49 taps and the index arithmetic of other paddings it does not (8 bytes, sm_100).
+    With 49 taps and the index arithmetic of other paddings it does not (8 bytes, sm_100). A softmax
+    needs the taps beside their gradients, as ``channel_with_filters`` does.
     """
+    if softmax:
+        return taps * dtype.itemsize // 4 <= 36
     return padding_mode == "zeros" or taps <= 36
 
 
@@ -125,8 +145,9 @@ def channel_image_launch(width: int) -> TileLaunch:
 def gather_channels_launch(channels_per_group: int) -> GatherLaunch:
     """General forward: a block of pixels times a block of channels."""
     if channels_per_group >= 8:
-        return GatherLaunch(64, 8, 4)
-    return GatherLaunch(256, min(4, 1 << (channels_per_group - 1).bit_length()), 4)
+        return GatherLaunch(64, 8, 4, MAX_REGISTERS)
+    block_c = min(4, 1 << (channels_per_group - 1).bit_length())
+    return GatherLaunch(256, block_c, 4, MAX_REGISTERS)
 
 
 def gather_input_launch(channels_per_group: int) -> GatherLaunch:
@@ -140,4 +161,15 @@ def gather_input_launch(channels_per_group: int) -> GatherLaunch:
 
 def gather_taps_launch(taps: int) -> GatherLaunch:
     """General gradients of the filters: a block of pixels times a block of taps."""
-    return GatherLaunch(64, 16 if taps > 4 else 4, 4)
+    return GatherLaunch(64, 16 if taps > 4 else 4, 4, MAX_REGISTERS)
+
+
+def mix_launch(channels: int, dtype: torch.dtype) -> GatherLaunch:
+    """Mixing matrix: a block of pixels times all ``channels`` of its other side.
+
+    At most 16 values a thread; with 32 channels of 128 pixels gfx1100 spills (36 bytes).
+    """
+    block_n = 1 << (channels - 1).bit_length()
+    values = block_n * dtype.itemsize // 4
+    block_p = 256 if values <= 4 else 128 if values <= 16 else 64
+    return GatherLaunch(block_p, block_n, 4, MAX_REGISTERS)

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from . import launch
 from .call import Call
-from .geometry import Band, bands, wraps
+from .geometry import Band, bands, border_readers
 from .kernels_gather import _gather_bwd_input_kernel, _gather_fwd_kernel
 from .kernels_gather_filters import _gather_bwd_channel_kernel, _gather_bwd_spatial_kernel
 from .plan import Launch, Plan, channel_strides, strides, sum_type
@@ -18,10 +19,13 @@ __all__ = [
     "gather_grad_gain",
     "gather_grad_input",
     "gather_grad_spatial",
+    "index_type",
+    "sizes",
 ]
 
 # Partial sums of a 3-D channel filter's gradient: enough programs for a GPU, few enough to add up.
 _MAX_CHUNKS = 256
+_INT32_MAX = 2**31 - 1
 
 
 def gather_forward(call: Call, output: Tensor) -> Launch:
@@ -51,6 +55,7 @@ def _gather_sum(
     gain_of_gradient: bool = False,
 ) -> Launch:
     config = launch.gather_channels_launch(call.channels_per_group)
+    use_spatial = not gain_of_gradient or call.combine == "mul"
     Ho, Wo = call.output_size
     channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
     images = 1 if sum_batch else call.input.shape[0]
@@ -63,7 +68,7 @@ def _gather_sum(
             "channel_ptr": channel if channel is not None else call.input,
             "out_ptr": output,
             "B": call.input.shape[0],
-            **_sizes(call),
+            **sizes(call),
             "x_strides": strides(call.input),
             "spatial_strides": strides(call.spatial_filter),
             "channel_strides": strides_of_channel,
@@ -73,9 +78,11 @@ def _gather_sum(
             "FORM": "pixel" if gain_of_gradient else call.form,
             "COMBINE": "mul" if gain_of_gradient else call.combine,
             "PADDING": call.window.padding_mode,
-            "USE_SPATIAL": not gain_of_gradient or call.combine == "mul",
+            "USE_SPATIAL": use_spatial,
+            "SOFTMAX": use_spatial and call.softmax,
             "SUM_BATCH": sum_batch,
             "ACC": sum_type(call),
+            "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_C": config.block_n,
         },
@@ -85,7 +92,11 @@ def _gather_sum(
 
 
 def gather_grad_input(
-    call: Call, grad_output: Tensor, grad_input: Tensor, border_only: bool
+    call: Call,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    statistics: Tensor | None,
+    border_only: bool,
 ) -> list[Launch]:
     """Gradient of the input, one launch for each rectangle of equally many readers; or its border
     only."""
@@ -95,24 +106,27 @@ def gather_grad_input(
     rows, columns = (
         bands(size[axis], window.before[axis], after[axis], window.padding_mode) for axis in (0, 1)
     )
+    if not border_only and window.padding_mode == "circular":  # borders have no more readers
+        rows, columns = [Band(0, size[0], False)], [Band(0, size[1], False)]
     return [
-        _gather_rectangle(call, grad_output, grad_input, row, column)
+        _gather_rectangle(call, grad_output, grad_input, statistics, row, column)
         for row in rows
         for column in columns
-        if not (border_only and row.candidates == 1 and column.candidates == 1)
+        if row.border or column.border or not border_only
     ]
 
 
 def _gather_rectangle(
-    call: Call, grad_output: Tensor, grad_input: Tensor, row: Band, column: Band
+    call: Call,
+    grad_output: Tensor,
+    grad_input: Tensor,
+    statistics: Tensor | None,
+    row: Band,
+    column: Band,
 ) -> Launch:
     config = launch.gather_input_launch(call.channels_per_group)
     height, width = row.stop - row.start, column.stop - column.start
     channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
-    before = call.window.before
-    turns = before
-    if call.window.padding_mode == "circular":
-        turns = (wraps(before[0], call.input.shape[2]), wraps(before[1], call.input.shape[3]))
     return Launch(
         kernel=_gather_bwd_input_kernel,
         programs=-(-(height * width) // config.block_p) * channel_blocks * call.input.shape[0],
@@ -120,16 +134,15 @@ def _gather_rectangle(
             "grad_ptr": grad_output,
             "spatial_ptr": call.spatial_filter,
             "channel_ptr": call.channel_filter if call.channel_filter is not None else call.input,
+            "statistics_ptr": statistics if statistics is not None else call.input,
             "grad_x_ptr": grad_input,
-            **_sizes(call),
+            **sizes(call),
             "top": row.start,
             "left": column.start,
             "height": height,
             "width": width,
-            "candidates_h": row.candidates,
-            "candidates_w": column.candidates,
-            "turns_h": turns[0],
-            "turns_w": turns[1],
+            "readers_h": _readers(call, 0, row),
+            "readers_w": _readers(call, 1, column),
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
             "channel_strides": channel_strides(call),
@@ -139,7 +152,9 @@ def _gather_rectangle(
             "FORM": call.form,
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
+            "SOFTMAX": call.softmax,
             "ACC": sum_type(call),
+            "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_C": config.block_n,
         },
@@ -148,7 +163,20 @@ def _gather_rectangle(
     )
 
 
-def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -> Launch:
+def _readers(call: Call, axis: int, band: Band) -> int:
+    """Most outputs along an axis that read one position of a band through one tap."""
+    window = call.window
+    if not band.border:
+        return window.scale
+    before = window.before[axis]
+    reach = (window.kernel_size[axis] - 1) * window.dilation[axis] - before
+    size = call.input_size[axis]
+    return window.scale * border_readers(size, before, reach, window.padding_mode)
+
+
+def gather_grad_spatial(
+    call: Call, grad_output: Tensor, grad_spatial: Tensor, statistics: Tensor | None
+) -> Launch:
     """Gradient of the spatial filter."""
     config = launch.gather_taps_launch(call.window.taps)
     Ho, Wo = call.output_size
@@ -160,11 +188,14 @@ def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial_filter,
             "channel_ptr": call.channel_filter if call.channel_filter is not None else call.input,
+            "statistics_ptr": statistics if statistics is not None else call.input,
             "grad_spatial_ptr": grad_spatial,
-            **_sizes(call),
+            **sizes(call),
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial_filter),
             "channel_strides": channel_strides(call),
             "grad_spatial_strides": strides(grad_spatial),
         },
@@ -172,7 +203,9 @@ def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -
             "FORM": call.form,
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
+            "SOFTMAX": call.softmax,
             "ACC": sum_type(call),
+            "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
         },
@@ -181,7 +214,13 @@ def gather_grad_spatial(call: Call, grad_output: Tensor, grad_spatial: Tensor) -
     )
 
 
-def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel: Tensor) -> None:
+def gather_grad_channel(
+    plan: Plan,
+    call: Call,
+    grad_output: Tensor,
+    grad_channel: Tensor,
+    statistics: Tensor | None,
+) -> None:
     """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
     order."""
     config = launch.gather_taps_launch(call.window.taps)
@@ -199,9 +238,10 @@ def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channe
             "x_ptr": call.input,
             "grad_ptr": grad_output,
             "spatial_ptr": call.spatial_filter,
+            "statistics_ptr": statistics if statistics is not None else call.input,
             "partial_ptr": partial,
             "B": B,
-            **_sizes(call),
+            **sizes(call),
             "pixels_per_chunk": pixels_per_chunk,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
@@ -210,7 +250,9 @@ def gather_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channe
         constants={
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
+            "SOFTMAX": call.softmax and call.combine == "mul",
             "ACC": sum_type(call),
+            "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
         },
@@ -226,7 +268,8 @@ def add_partials(call: Call, partial: Tensor, grad_channel: Tensor) -> None:
     grad_channel.copy_(partial.sum((0, 1)) if call.channel_shared else partial.sum(0))
 
 
-def _sizes(call: Call) -> dict[str, Any]:
+def sizes(call: Call) -> dict[str, Any]:
+    """The sizes that all general kernels take."""
     window = call.window
     _, C, H, W = call.input.shape
     Ho, Wo = call.output_size
@@ -245,4 +288,18 @@ def _sizes(call: Call) -> dict[str, Any]:
         "dilation_w": window.dilation[1],
         "before_h": window.before[0],
         "before_w": window.before[1],
+        "scale": window.scale,
     }
+
+
+def index_type(call: Call) -> Any:
+    """Triton's type of rows and columns: 32-bit where that holds every position on the way to a
+    source index or a reader."""
+    window = call.window
+    farthest = max(
+        (2 * size + (kernel - 1) * dilation) * window.scale
+        for size, kernel, dilation in zip(
+            call.input_size, window.kernel_size, window.dilation, strict=True
+        )
+    )
+    return tl.int32 if farthest <= _INT32_MAX else tl.int64

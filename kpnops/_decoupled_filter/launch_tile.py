@@ -38,14 +38,27 @@ def _sizes(call: Call) -> dict[str, int]:
     return {"GROUPS": call.groups, "H": call.input.shape[2], "W": call.input.shape[3]}
 
 
-def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -> Launch:
-    """The forward from ``source``; transposed, the gradient of the input from that of the
-    output."""
+def tile_forward(
+    call: Call,
+    source: Tensor,
+    target: Tensor,
+    transposed: bool,
+    statistics: Tensor | None = None,
+) -> Launch:
+    """The forward from ``source``; transposed, the gradient of the input from that of the output.
+
+    Only transposed it needs the ``statistics`` of a softmax: a pixel's taps are in registers here.
+    """
     constants = _constants(call)
     if transposed:  # what other paddings read again is the general kernel's
         constants["PADDING"] = "zeros"
     config = launch.forward_launch(
-        call.window.taps, call.input.shape[3], call.sum_dtype, constants["PADDING"]
+        call.window.kernel_size,
+        call.input.shape[3],
+        call.sum_dtype,
+        constants["PADDING"],
+        transposed,
+        call.softmax,
     )
     return Launch(
         kernel=_tile_fwd_kernel,
@@ -54,6 +67,7 @@ def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -
             "x_ptr": source,
             "spatial_ptr": call.spatial_filter,
             "channel_ptr": call.channel_filter if call.channel_filter is not None else source,
+            "statistics_ptr": statistics if statistics is not None else source,
             "out_ptr": target,
             "C": call.input.shape[1],
             **_sizes(call),
@@ -65,6 +79,7 @@ def tile_forward(call: Call, source: Tensor, target: Tensor, transposed: bool) -
         constants={
             **constants,
             "FORM": call.form,
+            "SOFTMAX": call.softmax,
             "TRANSPOSED": transposed,
             "ROWS": config.rows,
             "BLOCK_W": config.block_w,
@@ -108,6 +123,7 @@ def tile_filters(
         constants={
             **_constants(call),
             "FORM": call.form,
+            "SOFTMAX": call.softmax,
             "WITH_CHANNEL": grad_channel is not None,
             "BLOCK_W": config.block_w,
         },
@@ -116,7 +132,9 @@ def tile_filters(
     )
 
 
-def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel: Tensor) -> None:
+def tile_grad_channel(
+    plan: Plan, call: Call, grad_output: Tensor, grad_channel: Tensor, statistics: Tensor | None
+) -> None:
     """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
     order."""
     config = launch.channel_image_launch(call.input.shape[3])
@@ -131,6 +149,7 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
             "x_ptr": call.input,
             "grad_ptr": grad_output,
             "spatial_ptr": call.spatial_filter,
+            "statistics_ptr": statistics if statistics is not None else call.input,
             "partial_ptr": partial,
             "B": B,
             "C": C,
@@ -140,7 +159,11 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
         },
-        constants={**_constants(call), "BLOCK_W": config.block_w},
+        constants={
+            **_constants(call),
+            "SOFTMAX": call.softmax and call.combine == "mul",
+            "BLOCK_W": config.block_w,
+        },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
     )
@@ -148,7 +171,9 @@ def tile_grad_channel(plan: Plan, call: Call, grad_output: Tensor, grad_channel:
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))
 
 
-def tile_fused(call: Call, grad_output: Tensor, grads: Gradients) -> Launch:
+def tile_fused(
+    call: Call, grad_output: Tensor, grads: Gradients, statistics: Tensor | None
+) -> Launch:
     """The gradients that are asked for, in one kernel: few channels, no 3-D channel filter."""
     config = launch.fused_launch(call.input.shape[3])
     x = call.input
@@ -168,6 +193,7 @@ def tile_fused(call: Call, grad_output: Tensor, grads: Gradients) -> Launch:
             "grad_ptr": grad_output,
             "spatial_ptr": call.spatial_filter,
             "channel_ptr": channel,
+            "statistics_ptr": statistics if statistics is not None else x,
             "grad_x_ptr": grad_x_ptr,
             "grad_spatial_ptr": grad_spatial_ptr,
             "grad_channel_ptr": grad_channel_ptr,
@@ -184,6 +210,7 @@ def tile_fused(call: Call, grad_output: Tensor, grads: Gradients) -> Launch:
             **_constants(call),
             "CHANNELS": call.channels_per_group,
             "FORM": call.form,
+            "SOFTMAX": call.softmax,
             "WITH_INPUT": grads.input is not None,
             "WITH_SPATIAL": grads.spatial_filter is not None,
             "WITH_CHANNEL": grads.channel_filter is not None,

@@ -3,13 +3,15 @@
 Imports torch only. The kernels are imported at the first call that runs them (see ``route.py``).
 """
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import route
+from . import batching, derivatives, route
 from .call import Call, Gradients
 from .geometry import Window
 
@@ -26,29 +28,30 @@ def decoupled_filter(
     dilation: Sequence[int],
     padding_mode: str,
     combine: str,
+    normalize: str | None,
+    scale_factor: int,
 ) -> Tensor:
     """``kpnops.decoupled_filter`` with arguments that are already validated."""
-    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
-    call = Call(input, spatial_filter, channel_filter, window, combine)
+    call = _call(
+        (input, spatial_filter, channel_filter),
+        (kernel_size, stride, dilation, padding_mode, combine, normalize, scale_factor),
+    )
     output = _empty_output(call)
     if output.numel():
-        route.backend(input).forward(call, output)
+        route.backend(input).forward(_short(call), output)
     return output
 
 
 @decoupled_filter.register_fake
-def _(
-    input, spatial_filter, channel_filter, kernel_size, stride, dilation, padding_mode, combine
-) -> Tensor:
+def _(input, spatial_filter, channel_filter, *options) -> Tensor:
     # A trace through torch.func.jvp: the operator has no forward-mode rule, and without this the
-    # traced graph would have a zero tangent. Eager calls are refused in api.py, by tensor.
+    # traced graph would have a zero tangent. Eager calls take the rule in transforms.py.
     if getattr(forward_ad, "_current_level", -1) >= 0:
         raise NotImplementedError(
-            "forward-mode differentiation of decoupled_filter is not available; use reverse mode "
-            "(torch.autograd.grad, torch.func.vjp)"
+            "forward-mode differentiation of decoupled_filter inside torch.compile is not "
+            "available; differentiate outside of it, or in reverse mode"
         )
-    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
-    return _empty_output(Call(input, spatial_filter, channel_filter, window, combine))
+    return _empty_output(_call((input, spatial_filter, channel_filter), options))
 
 
 @torch.library.custom_op("kpnops::decoupled_filter_backward", mutates_args=())
@@ -62,15 +65,18 @@ def decoupled_filter_backward(
     dilation: Sequence[int],
     padding_mode: str,
     combine: str,
+    normalize: str | None,
+    scale_factor: int,
     needs_grad: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for ``input``, ``spatial_filter`` and ``channel_filter``; empty where not asked
     for."""
-    grads = _empty_grads(input, spatial_filter, channel_filter, needs_grad)
+    tensors = (input, spatial_filter, channel_filter)
+    options = (kernel_size, stride, dilation, padding_mode, combine, normalize, scale_factor)
+    grads = _empty_grads(tensors, needs_grad)
     if grad_output.numel():
-        window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode)
-        call = Call(input, spatial_filter, channel_filter, window, combine)
         wanted = (grad if need else None for grad, need in zip(grads, needs_grad, strict=True))
+        call = _short(_call(tensors, options))
         route.backend(input).backward(call, grad_output, Gradients(*wanted))
     else:  # a batch of none: sums over nothing
         for grad in grads:
@@ -79,25 +85,13 @@ def decoupled_filter_backward(
 
 
 @decoupled_filter_backward.register_fake
-def _(
-    grad_output,
-    input,
-    spatial_filter,
-    channel_filter,
-    kernel_size,
-    stride,
-    dilation,
-    padding_mode,
-    combine,
-    needs_grad,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty_grads(input, spatial_filter, channel_filter, needs_grad)
+def _(grad_output, input, spatial_filter, channel_filter, *options_and_needs):
+    return _empty_grads((input, spatial_filter, channel_filter), options_and_needs[-1])
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    input, spatial_filter, channel_filter, *options = inputs
-    ctx.save_for_backward(input, spatial_filter, channel_filter)
-    ctx.options = options
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
 
 
 def _backward(ctx, grad_output: Tensor):
@@ -110,25 +104,48 @@ def _backward(ctx, grad_output: Tensor):
 decoupled_filter.register_autograd(_backward, setup_context=_setup_context)
 
 
-def _no_second_derivative(ctx, *grads):
-    raise NotImplementedError(
-        "the second derivative of kpnops.decoupled_filter (double backward) is not available in "
-        "this version; kpnops.reference.decoupled_filter has it"
+def _setup_second(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options, ctx.needs_grad = inputs[4:-1], inputs[-1]
+
+
+def _second(ctx, *grads_of_grads: Tensor):
+    directions = [
+        direction if need else None
+        for direction, need in zip(grads_of_grads, ctx.needs_grad, strict=True)
+    ]
+    grad_output, *tensors = ctx.saved_tensors
+    grads = derivatives.second(
+        _OPERATORS, grad_output, tensors, directions, ctx.options, ctx.needs_input_grad[:4]
     )
+    return *grads, *(None for _ in ctx.options), None
 
 
-decoupled_filter_backward.register_autograd(_no_second_derivative)
+decoupled_filter_backward.register_autograd(_second, setup_context=_setup_second)
+_OPERATORS = derivatives.Operators(
+    forward=lambda tensors, options: decoupled_filter(*tensors, *options),
+    backward=lambda grad_output, tensors, options, needs: decoupled_filter_backward(
+        grad_output, *tensors, *options, needs
+    ),
+)
+
+decoupled_filter.register_vmap(functools.partial(batching.vmap_forward, decoupled_filter))
+decoupled_filter_backward.register_vmap(
+    functools.partial(batching.vmap_backward, decoupled_filter_backward)
+)
 
 
-def _no_vmap(info, in_dims, *args):
-    raise NotImplementedError(
-        "torch.vmap over kpnops.decoupled_filter is not available in this version: it takes a "
-        "batch as its first dimension; fold the mapped dimension into that"
-    )
+def _call(tensors, options) -> Call:
+    kernel_size, stride, dilation, padding_mode, combine, normalize, scale_factor = options
+    window = Window(_pair(kernel_size), _pair(stride), _pair(dilation), padding_mode, scale_factor)
+    input, spatial_filter, channel_filter = tensors
+    softmax = normalize == "softmax"
+    return Call(input, spatial_filter, channel_filter, window, combine, softmax)
 
 
-decoupled_filter.register_vmap(_no_vmap)
-decoupled_filter_backward.register_vmap(_no_vmap)
+def _short(call: Call) -> Call:
+    """The same call without a dilation far beyond the image, which would be padded for nothing."""
+    return replace(call, window=call.window.within(call.input_size))
 
 
 def _pair(numbers: Sequence[int]) -> tuple[int, int]:
@@ -139,23 +156,14 @@ def _empty_output(call: Call) -> Tensor:
     return _empty_as(call.input, call.output_shape, call.result_dtype)
 
 
-def _empty_grads(
-    input: Tensor,
-    spatial_filter: Tensor,
-    channel_filter: Tensor | None,
-    needs_grad: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    def empty(tensor: Tensor | None, need: bool) -> Tensor:
-        if tensor is None or not need:
-            return input.new_empty(0)
-        return _empty_as(tensor, tensor.shape, tensor.dtype)
-
-    needs = tuple(needs_grad)
-    return (
-        empty(input, needs[0]),
-        empty(spatial_filter, needs[1]),
-        empty(channel_filter, needs[2]),
+def _empty_grads(tensors, needs_grad: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    input, spatial_filter, channel_filter = (
+        _empty_as(tensor, tensor.shape, tensor.dtype)
+        if tensor is not None and need
+        else tensors[0].new_empty(0)
+        for tensor, need in zip(tensors, needs_grad, strict=True)
     )
+    return input, spatial_filter, channel_filter
 
 
 def _empty_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

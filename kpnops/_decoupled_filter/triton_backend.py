@@ -20,6 +20,8 @@ from .launch_gather import (
     gather_grad_input,
     gather_grad_spatial,
 )
+from .launch_mix import mix_backward, mix_forward
+from .launch_softmax import softmax_statistics
 from .launch_tile import (
     tile_filters,
     tile_forward,
@@ -57,7 +59,7 @@ def _run(plan: Plan, device: torch.device) -> None:
 def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
     """Whether the fast kernels take a call: stride 1, dilation 1, few taps, tiles that span under
     2^31."""
-    if window.stride != (1, 1) or window.dilation != (1, 1):
+    if window.stride != (1, 1) or window.dilation != (1, 1) or window.scale != 1:
         return False
     double = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
     most = launch.MAX_UNROLLED_TAPS_FLOAT64 if double else launch.MAX_UNROLLED_TAPS
@@ -78,6 +80,8 @@ def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
 
 def plan_forward(call: Call, output: Tensor) -> Plan:
     """Launches of the forward."""
+    if call.form == "mix":
+        return Plan([mix_forward(call, output)])
     if is_fast(call.window, [output, call.input, call.spatial_filter, call.channel_filter]):
         return Plan([tile_forward(call, call.input, output, transposed=False)])
     return Plan([gather_forward(call, output)])
@@ -86,6 +90,9 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
 def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
     """Launches of the backward."""
     plan = Plan()
+    if call.form == "mix":
+        # what is left is the backward of the filter alone, from the gradient before mixing
+        call, grad_output, grads = mix_backward(plan, call, grad_output, grads)
     tensors = [*grads, grad_output, call.input, call.spatial_filter, call.channel_filter]
     fast = is_fast(call.window, tensors)
     if (
@@ -96,43 +103,84 @@ def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
         # the forward's sum times grad_output; the general kernel can add images up
         plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))
         grads = grads._replace(channel_filter=None)
+    if all(grad is None for grad in grads):
+        return plan
     if not fast:
         _plan_general(plan, call, grad_output, grads)
-        return plan
-    if call.form == "image" or call.channels_per_group > launch.MAX_FUSED_CHANNELS:
+    elif call.form == "image" or call.channels_per_group > launch.MAX_FUSED_CHANNELS:
         _plan_many_channels(plan, call, grad_output, grads)
-    elif any(grad is not None for grad in grads):
-        plan.launches.append(tile_fused(call, grad_output, grads))
-    if grads.input is not None:  # pixels that the padding reads again: after the pass above
-        plan.launches += gather_grad_input(call, grad_output, grads.input, border_only=True)
+    else:
+        statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None)
+        plan.launches.append(tile_fused(call, grad_output, grads, statistics))
+        _plan_border(plan, call, grad_output, grads, statistics)
     return plan
 
 
+def _statistics(plan: Plan, call: Call, grad_output: Tensor, with_delta: bool) -> Tensor | None:
+    """Under softmax, what kernels need of a pixel whose taps they do not all hold."""
+    if not call.softmax:
+        return None
+    item, statistics = softmax_statistics(call, grad_output, with_delta)
+    plan.launches.append(item)
+    return statistics
+
+
+def _plan_border(
+    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients, statistics: Tensor | None
+) -> None:
+    if grads.input is not None:  # pixels that the padding reads again: after the fast pass
+        plan.launches += gather_grad_input(
+            call, grad_output, grads.input, statistics, border_only=True
+        )
+
+
 def _plan_general(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    statistics = None
+    added_channel_alone = (
+        grads.input is None and grads.spatial_filter is None and call.combine == "add"
+    )
+    if not added_channel_alone:  # its gradient reads no spatial filter
+        statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None)
     if grads.input is not None:
-        plan.launches += gather_grad_input(call, grad_output, grads.input, border_only=False)
+        plan.launches += gather_grad_input(
+            call, grad_output, grads.input, statistics, border_only=False
+        )
     if grads.spatial_filter is not None:
-        plan.launches.append(gather_grad_spatial(call, grad_output, grads.spatial_filter))
+        item = gather_grad_spatial(call, grad_output, grads.spatial_filter, statistics)
+        plan.launches.append(item)
     if grads.channel_filter is not None:
-        gather_grad_channel(plan, call, grad_output, grads.channel_filter)
+        gather_grad_channel(plan, call, grad_output, grads.channel_filter, statistics)
 
 
 def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    spatial, channel = grads.spatial_filter, grads.channel_filter
+    fits = launch.filters_fit(
+        call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax
+    )
+    statistics = None
+    general_spatial = None if fits else spatial
+    per_image = channel if call.form == "image" else None
+    if (
+        grads.input is not None
+        or general_spatial is not None
+        or (per_image is not None and call.combine == "mul")
+    ):
+        statistics = _statistics(plan, call, grad_output, general_spatial is not None)
     if grads.input is not None:
-        plan.launches.append(tile_forward(call, grad_output, grads.input, transposed=True))
-    if grads.channel_filter is not None and call.form == "image":
-        tile_grad_channel(plan, call, grad_output, grads.channel_filter)
-        grads = grads._replace(channel_filter=None)
-    taps, padding_mode = call.window.taps, call.window.padding_mode
-    if grads.spatial_filter is not None and not launch.filters_fit(taps, padding_mode):
-        plan.launches.append(gather_grad_spatial(call, grad_output, grads.spatial_filter))
-    elif grads.spatial_filter is not None:
-        fits = launch.channel_with_filters(taps, call.sum_dtype)
-        together = grads.channel_filter if fits else None
-        plan.launches.append(tile_filters(call, grad_output, grads.spatial_filter, together))
-        if together is not None:
-            return
-    if grads.channel_filter is not None:
+        item = tile_forward(call, grad_output, grads.input, transposed=True, statistics=statistics)
+        plan.launches.append(item)
+    _plan_border(plan, call, grad_output, grads, statistics)
+    if per_image is not None:
+        tile_grad_channel(plan, call, grad_output, per_image, statistics)
+        channel = None
+    if general_spatial is not None:
+        plan.launches.append(gather_grad_spatial(call, grad_output, general_spatial, statistics))
+    elif spatial is not None:
+        together = None
+        if launch.channel_with_filters(call.window.taps, call.sum_dtype):
+            together, channel = channel, None
+        plan.launches.append(tile_filters(call, grad_output, spatial, together))
+    if channel is not None:
         # S is not read under "add", which only the general kernel can leave out
         grad_gain = tile_grad_gain if call.combine == "mul" else gather_grad_gain
-        plan.launches.append(grad_gain(call, grad_output, grads.channel_filter))
+        plan.launches.append(grad_gain(call, grad_output, channel))

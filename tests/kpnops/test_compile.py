@@ -5,6 +5,7 @@ here, and all of them in the slow tests.
 """
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KERNELS = ((1, 1), (3, 3), (5, 5), (7, 7))  # one for each row of the launch tables
 WIDTHS = (40, 100, 512)  # one for each width class of the launch tables
 FORMS = (("pixel", "mul"), ("image", "mul"), ("none", "mul"), ("image", "add"), ("pixel", "add"))
+MIX = ("mix", "mul")
 PADDINGS = ("zeros", "replicate", "reflect", "circular")
 
 
@@ -40,21 +42,33 @@ def unique(items):
     return list({(item.kernel, tuple(item.constants.items())): item for item in items}.values())
 
 
-def table(dtype, forms, kernels=KERNELS, widths=WIDTHS):
+def table(dtype, forms, kernels=KERNELS, widths=WIDTHS, **options):
     """Every row of the launch tables for a dtype, with the given forms of channel filter."""
     items = []
     for form, channels, width in itertools.product(forms, (3, 32), widths):
         for kernel_size in kernels:
-            items += launches(kernel_size, channels, width, form, dtype)
+            items += launches(kernel_size, channels, width, form, dtype, **options)
     for form, channels, kernel_size in itertools.product(forms, (1, 2, 3, 32), ((2, 2), (9, 9))):
-        items += launches(kernel_size, channels, 512, form, dtype, dilation=(2, 2))
+        items += launches(kernel_size, channels, 512, form, dtype, dilation=(2, 2), **options)
     return unique(items)
 
 
-def one_of_each_kernel(dtype):
+def one_of_each_kernel(dtype, **options):
     """One launch for each kernel, at 5x5 taps where they are unrolled."""
-    items = table(dtype, FORMS[:2], kernels=((5, 5),), widths=(512,))
+    items = table(dtype, FORMS[:2], kernels=((5, 5),), widths=(512,), **options)
     return list({item.kernel: item for item in items}.values())
+
+
+def softmax_of_each_kernel(dtype, kernel_size=(3, 3)):
+    """One launch for each kernel with the softmax inside, if it can have one; of the tile's
+    forward, which is also the gradient of the input, both."""
+    items = []
+    for channels, form in ((3, FORMS[0]), (32, FORMS[0]), (32, FORMS[1])):
+        items += launches(kernel_size, channels, 512, form, dtype, softmax=True)
+    items += launches(kernel_size, 3, 512, FORMS[1], dtype, softmax=True, dilation=(2, 2))
+    items += launches(kernel_size, 3, 512, MIX, dtype, softmax=True)
+    items = [item for item in items if item.constants.get("SOFTMAX", True)]
+    return list({(item.kernel, item.constants.get("TRANSPOSED")): item for item in items}.values())
 
 
 def check(items, target):
@@ -67,8 +81,10 @@ def check(items, target):
 
 
 def test_all_kernels_are_compiled():
-    kernels = {item.kernel.__name__.strip("_") for item in one_of_each_kernel(torch.float32)}
-    assert kernels == {
+    def names(items):
+        return {item.kernel.__name__.strip("_") for item in items}
+
+    plain = {
         "tile_fwd_kernel",
         "tile_bwd_filters_kernel",
         "tile_bwd_channel_kernel",
@@ -78,13 +94,28 @@ def test_all_kernels_are_compiled():
         "gather_bwd_spatial_kernel",
         "gather_bwd_channel_kernel",
     }
+    others = {
+        "softmax_statistics_kernel",
+        "mix_fwd_kernel",
+        "mix_bwd_filtered_kernel",
+        "mix_bwd_matrix_kernel",
+    }
+    assert names(one_of_each_kernel(torch.float32)) == plain
+    assert names(softmax_of_each_kernel(torch.float32)) == plain | others
 
 
 @pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_launch_table_on_sm_90(dtype, kernel_size):
-    forms = FORMS[:2] if dtype == torch.float32 else FORMS[:1]
-    check(table(dtype, forms, kernels=(kernel_size,)), "sm_90")
+    widths = WIDTHS if dtype == torch.float32 else WIDTHS[2:]
+    check(table(dtype, FORMS[:1], kernels=(kernel_size,), widths=widths), "sm_90")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_size", KERNELS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_whole_launch_table_on_sm_90(dtype, kernel_size):
+    check(table(dtype, FORMS[:2], kernels=(kernel_size,)), "sm_90")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -93,8 +124,29 @@ def test_each_kernel_and_dtype_on_other_targets(target, dtype):
     check(one_of_each_kernel(dtype), target)
 
 
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+def test_softmax_of_each_kernel(target):
+    check(softmax_of_each_kernel(torch.float32), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_size", KERNELS[1:], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_softmax_of_each_kernel_and_dtype(target, dtype, kernel_size):
+    check(softmax_of_each_kernel(dtype, kernel_size), target)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_softmax_of_every_form_on_every_target(target, dtype, form):
+    check(table(dtype, [form], widths=(512,), softmax=True), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [*FORMS, MIX], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_every_form_on_every_target(target, dtype, form):
@@ -110,28 +162,30 @@ def test_every_width_on_sm_90(width, dtype, form):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("softmax", [False, True], ids=["", "softmax"])
 @pytest.mark.parametrize("padding_mode", PADDINGS[1:])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("target", list(TARGETS))
-def test_every_padding_on_every_target(target, dtype, padding_mode):
+def test_every_padding_on_every_target(target, dtype, padding_mode, softmax):
+    options = {"padding_mode": padding_mode, "softmax": softmax}
     items = []
     for kernel_size, channels in itertools.product(KERNELS[1:], (3, 32)):
-        items += launches(kernel_size, channels, 512, FORMS[0], dtype, padding_mode=padding_mode)
+        items += launches(kernel_size, channels, 512, FORMS[0], dtype, **options)
     check(unique(items), target)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("softmax", [False, True], ids=["", "softmax"])
 @pytest.mark.parametrize("kernel_size", [(1, 12), (12, 1), (4, 7), (12, 4), (4, 12)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rectangles_on_sm_90(dtype, kernel_size):
-    check(table(dtype, FORMS, kernels=(kernel_size,), widths=(512,)), "sm_90")
+def test_rectangles_on_sm_90(dtype, kernel_size, softmax):
+    check(table(dtype, FORMS, kernels=(kernel_size,), widths=(512,), softmax=softmax), "sm_90")
 
 
 def test_the_check_notices_a_spill():
-    """144 float64 taps unrolled can not stay in registers."""
-    item = launches((5, 5), 32, 512, ("pixel", "mul"), torch.float64)[0]
-    item.constants.update(KH=12, KW=12)
-    assert compile_launch(item, "sm_90").spilled_bytes > 0
+    """16 taps of 4 rows of 2x2 do not fit into 24 registers of a thread."""
+    item = launches((2, 2), 32, 512, ("none", "mul"), torch.float32)[0]
+    assert compile_launch(replace(item, max_registers=24), "sm_90").spilled_bytes > 0
 
 
 class StandInDriver:
@@ -147,15 +201,29 @@ class StandInDriver:
         return 0
 
 
-@pytest.mark.parametrize("stride", [1, 2], ids=["fast", "general"])
-@pytest.mark.parametrize("form", ["pixel", "image"])
-@pytest.mark.parametrize("channels", [3, 8])
-def test_launches_bind_to_the_kernels_as_on_a_gpu(monkeypatch, channels, form, stride):
+@pytest.mark.parametrize(
+    ("channels", "form", "softmax", "stride"),
+    [
+        (3, "pixel", False, 1),
+        (3, "pixel", True, 1),
+        (8, "pixel", True, 1),
+        (3, "image", True, 1),
+        (8, "image", False, 1),
+        (3, "pixel", False, 2),
+        (8, "image", True, 2),
+        (3, "mix", True, 2),
+    ],
+)
+def test_launches_bind_to_the_kernels_as_on_a_gpu(monkeypatch, channels, form, softmax, stride):
     """Argument names, tuples of strides and options pass through Triton's own launcher."""
     from triton.runtime import driver
 
     forward, backward = plans(
-        (1, channels, 20, 40), form=form, kernel_size=(3, 3), stride=(stride, stride)
+        (1, channels, 20, 40),
+        form=form,
+        softmax=softmax,
+        kernel_size=(3, 3),
+        stride=(stride, stride),
     )
     monkeypatch.setattr(driver, "_active", StandInDriver())
     for item in forward + backward:

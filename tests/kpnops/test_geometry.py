@@ -10,6 +10,7 @@ from kpnops._decoupled_filter.geometry import (
     PADDING_MODES,
     Window,
     bands,
+    border_readers,
     output_sizes,
     source_index,
 )
@@ -26,15 +27,16 @@ AXES = [
 ]
 
 
-def readers(size: int, output: int, window: Window, source: int) -> set[int]:
-    """Padded positions that some output reads and that stand for input position ``source``."""
+def readers(size: int, output: int, window: Window, source: int) -> list[set[int]]:
+    """For each tap, the padded positions that some output reads through it and that stand for input
+    position ``source``."""
     before = window.before[0]
-    read = {
-        y * window.stride[0] + i * window.dilation[0] - before
-        for y in range(output)
-        for i in range(window.kernel_size[0])
-    }
-    return {u for u in read if source_index(u, size, window.padding_mode) == source}
+    found = []
+    for i in range(window.kernel_size[0]):
+        offset = i * window.dilation[0] - before
+        read = {y * window.stride[0] + offset for y in range(output)}
+        found.append({u for u in read if source_index(u, size, window.padding_mode) == source})
+    return found
 
 
 def axis_cases():
@@ -50,14 +52,22 @@ def axis_cases():
 @pytest.mark.parametrize(("size", "output", "window"), list(axis_cases()))
 def test_bands_cover_the_axis_and_count_the_readers(size, output, window):
     before, after = window.before[0], window.after((size, 1), (output, 1))[0]
+    reach = (window.kernel_size[0] - 1) * window.dilation[0] - before
     pieces = bands(size, before, after, window.padding_mode)
     covered = [q for band in pieces for q in range(band.start, band.stop)]
     assert covered == list(range(size))
+    most = border_readers(size, before, reach, window.padding_mode)
     for band in pieces:
         for q in range(band.start, band.stop):
-            found = readers(size, output, window, q) if window.padding_mode != "zeros" else {q}
-            assert found - {q} == set() or band.candidates > 1
-            assert len(found | {q}) <= band.candidates
+            for found in readers(size, output, window, q):
+                assert found <= {q} or band.border
+                assert len(found) <= most
+
+
+def test_readers_of_a_border_do_not_grow_with_a_reach_beyond_the_image():
+    """Taps a billion pixels away must not mean a billion steps for each pixel of the border."""
+    counts = [border_readers(5, 10**9, 10**9, mode) for mode in ("replicate", "circular")]
+    assert counts == [5, 1]
 
 
 @pytest.mark.parametrize(("size", "output", "window"), list(axis_cases()))
@@ -69,6 +79,25 @@ def test_after_is_the_last_position_read(size, output, window):
         for i in range(window.kernel_size[0])
     )
     assert window.after((size, 1), (output, 1))[0] == max(0, last - (size - 1))
+
+
+@pytest.mark.parametrize("mode", ["zeros", "replicate", "circular"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("dilation", [1, 3, 9, 10, 11, 1000, 1001, 2**31 - 1])
+def test_short_dilations_read_the_same_pixels(dilation, size, mode):
+    window = Window((4, 3), dilation=(dilation, dilation), padding_mode=mode)
+    short = window.within((size, size))
+    assert max(short.dilation) < 2 * size or short == window
+    for axis in (0, 1):
+        for y in range(size):
+            read, same = (
+                [
+                    source_index(y + i * w.dilation[axis] - w.before[axis], size, mode)
+                    for i in range(w.kernel_size[axis])
+                ]
+                for w in (window, short)
+            )
+            assert read == same
 
 
 @pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])

@@ -47,14 +47,45 @@ def test_not_a_number_follows_the_definition(place: str, mode: str, device: str)
     operands, cotangent = case.operands(device), case.cotangent(device)
     target = cotangent if name == "cotangent" else getattr(operands, name)
     target[index] = value
-    # A per-pixel gain leaves the sum over the taps: infinity times the sum, not a sum of infinities
-    # of both signs, and likewise in the gain's own gradient. Either is accepted there, and only
+    # The gradient of a per-pixel gain is the incoming one times the sum over the taps: infinity
+    # times that sum, not a sum of infinities of both signs. Either is accepted there, and only
     # there.
-    factored = {"channel_filter": "output", "cotangent": "grad_channel_filter"}
-    either = (factored[name],) if name in factored and math.isinf(value) else ()
+    either = ("grad_channel_filter",) if name == "cotangent" and math.isinf(value) else ()
     actual = check(kpnops.decoupled_filter, case, operands, cotangent, infinite_or_nan=either)
     assert not all(bool(tensor.isfinite().all()) for tensor in actual.values())
     assert all(bool(tensor.isfinite().any()) for tensor in actual.values())
+
+
+INFINITE_GAINS = {
+    "fast": {},
+    "fast, many channels": {"channels": 5},
+    "fast, groups": {"channels": 6, "groups": 3},
+    "one for the batch": {"batch": 2, "channel_batch": 1},
+    "strided": {"stride": (2, 2), "size": (5, 7)},
+    "upsampled": {"scale_factor": 2, "size": (2, 4)},
+    "softmax": {"normalize": "softmax"},
+    "softmax, dilated": {"normalize": "softmax", "dilation": (2, 1)},
+    "add": {"combine": "add"},
+    "add, many channels": {"combine": "add", "channels": 5},
+}
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+@pytest.mark.parametrize("name", INFINITE_GAINS)
+def test_an_infinite_gain_is_in_each_term(name: str, value: float, device: str) -> None:
+    # F = S Ch comes first, then the sum over the taps: infinities of both signs are NaN, and so is
+    # infinity over a padded zero. Infinity times the sum would be infinity.
+    options = {"size": (4, 4), "kernel_size": (2, 3)} | INFINITE_GAINS[name]
+    case = Case(**options).with_dtype(DTYPE)
+    operands, cotangent = case.operands(device), case.cotangent(device)
+    channel = operands.channel_filter
+    channel[..., 0, 0] = channel[..., 1, 2] = channel[..., 1, 1] = value
+    operands.spatial_filter[..., 1, 2].abs_()
+    operands.input.abs_()  # all taps inside and terms of one sign: there the sum is infinite
+    actual = check(kpnops.decoupled_filter, case, operands, cotangent)
+    assert bool(actual["output"].isnan().any())
+    assert bool(actual["output"].isinf().any())
+    assert bool(actual["output"].isfinite().any())
 
 
 @pytest.mark.parametrize("options", [{}, {"dilation": (2, 2)}], ids=["fast", "general"])

@@ -8,6 +8,7 @@ pytest.importorskip("triton", reason="Triton is not installed: there are no kern
 
 from kpnops._decoupled_filter.geometry import Window
 from kpnops._decoupled_filter.triton_backend import is_fast
+from tests.helpers_compile import compile_launch
 from tests.helpers_plans import plans
 
 INT32_MAX = 2**31 - 1
@@ -36,7 +37,7 @@ def test_many_taps_part_the_gradients_of_the_filters():
     assert names(backward) == ["tile_fwd_kernel", "tile_bwd_filters_kernel", "tile_fwd_kernel"]
     assert not backward[1].constants["WITH_CHANNEL"]
     _, backward = plans((1, 64, 40, 300), kernel_size=(7, 7), padding_mode="replicate")
-    assert names(backward)[:3] == [
+    assert [name for name in names(backward) if name != "gather_bwd_input_kernel"] == [
         "tile_fwd_kernel",
         "gather_bwd_spatial_kernel",
         "tile_fwd_kernel",
@@ -99,13 +100,162 @@ def test_only_what_is_asked_for_is_computed(needs, form, channels, stride):
         assert not constants["WITH_CHANNEL"]
 
 
+GENERAL = {"kernel_size": (3, 3), "dilation": (2, 2)}
+
+
+def test_softmax_takes_statistics_where_not_all_taps_are_at_hand():
+    forward, backward = plans((1, 8, 16, 16), softmax=True, **GENERAL)
+    assert names(forward) == ["gather_fwd_kernel"]
+    assert forward[0].constants["SOFTMAX"]
+    assert names(backward) == [
+        "gather_fwd_kernel",
+        "softmax_statistics_kernel",
+        "gather_bwd_input_kernel",
+        "gather_bwd_spatial_kernel",
+    ]
+    statistics = backward[1].arguments["statistics_ptr"]
+    assert statistics.shape == (1, 1, 3, 16, 16)
+    assert all(item.arguments["statistics_ptr"] is statistics for item in backward[2:])
+    assert backward[1].constants["WITH_DELTA"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "needs", "expected", "with_delta"),
+    [
+        (3, (True, True, True), ["fused_bwd_kernel"], True),
+        (3, (True, False, False), ["fused_bwd_kernel"], False),
+        (64, (True, True, True), ["tile_fwd_kernel", "tile_bwd_filters_kernel"], False),
+        (64, (True, False, False), ["tile_fwd_kernel"], False),
+        (64, (False, True, True), ["tile_bwd_filters_kernel"], None),  # all taps are at hand
+    ],
+)
+def test_softmax_on_the_fast_kernels(channels, needs, expected, with_delta):
+    shape, options = (1, channels, 40, 300), {"kernel_size": (3, 3), "softmax": True}
+    forward, backward = plans(shape, needs=needs, **options)
+    assert names(forward) == ["tile_fwd_kernel"]
+    made = [] if with_delta is None else ["softmax_statistics_kernel"]
+    assert names(backward) == made + expected
+    if made:
+        assert backward[0].constants["WITH_DELTA"] == with_delta
+
+
+@pytest.mark.parametrize(
+    ("form", "combine", "needs", "expected"),
+    [
+        ("pixel", "mul", (True, False, False), [("softmax_statistics_kernel", False)]),
+        ("pixel", "add", (True, False, False), [("softmax_statistics_kernel", False)]),
+        ("pixel", "mul", (False, True, False), [("softmax_statistics_kernel", True)]),
+        ("none", "mul", (False, True, False), [("softmax_statistics_kernel", True)]),
+        ("pixel", "mul", (False, False, True), []),  # all taps are at hand
+        ("image", "mul", (False, False, True), [("softmax_statistics_kernel", False)]),
+        ("image", "add", (False, False, True), []),  # S has no part in it
+    ],
+)
+def test_statistics_are_made_where_they_are_needed_only(form, combine, needs, expected):
+    """The sum over the taps of P dP costs as much as a forward; dS alone needs it."""
+    _, backward = plans(
+        (1, 8, 16, 16), form=form, combine=combine, needs=needs, softmax=True, **GENERAL
+    )
+    if form == "image":
+        _, fast = plans(
+            (1, 8, 16, 16),
+            form=form,
+            combine=combine,
+            needs=needs,
+            softmax=True,
+            kernel_size=(3, 3),
+        )
+        assert len(fast) == len(backward)
+    made = [item for item in backward if "WITH_DELTA" in item.constants]
+    assert [(names([item])[0], item.constants["WITH_DELTA"]) for item in made] == expected
+    assert len(backward) == 1 + len(made)
+
+
+def test_no_statistics_without_softmax():
+    _, backward = plans((1, 8, 16, 16), **GENERAL)
+    assert "softmax_statistics_kernel" not in names(backward)
+    assert not any(item.constants["SOFTMAX"] for item in backward)
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        ((True, True, True), ["matrix", "filtered", "rest"]),
+        ((False, False, True), ["matrix"]),
+        ((True, False, False), ["filtered", "rest"]),
+        ((False, True, False), ["filtered", "rest"]),
+    ],
+)
+@pytest.mark.parametrize("options", [{"kernel_size": (3, 3)}, GENERAL], ids=["fast", "general"])
+def test_mixing_goes_back_through_the_filtered_image(needs, expected, options):
+    """The matrix's gradient and that of the filtered image, then a plain backward from the latter.
+
+    Each only when asked for.
+    """
+    shape = (2, 3, 16, 16)
+    forward, backward = plans(shape, form="mix", output_channels=5, needs=needs, **options)
+    assert names(forward) == ["mix_fwd_kernel"]
+    _, plain = plans(shape, form="none", needs=needs, **options)
+    known = {"matrix": ["mix_bwd_matrix_kernel"], "filtered": ["mix_bwd_filtered_kernel"]}
+    assert names(backward) == [
+        kernel for name in expected for kernel in known.get(name, names(plain))
+    ]
+    if "filtered" in expected:
+        start = expected.index("filtered")
+        filtered = backward[start].arguments["grad_filtered_ptr"]
+        assert filtered.shape == shape
+        assert filtered.dtype == torch.float32
+        assert all(item.arguments["grad_ptr"] is filtered for item in backward[start + 1 :])
+
+
+def test_matrix_that_images_share_is_summed_over_them():
+    _, (matrix, *_) = plans((2, 3, 16, 16), form="shared mix", kernel_size=(3, 3))
+    _, (own, *_) = plans((2, 3, 16, 16), form="mix", kernel_size=(3, 3))
+    assert matrix.constants["SUM_BATCH"]
+    assert not own.constants["SUM_BATCH"]
+    assert own.programs == 2 * matrix.programs
+
+
+def test_a_matrix_in_float64_keeps_all_sums_in_float64():
+    """The call that is left without the matrix knows narrower dtypes only."""
+    import triton.language as tl
+
+    from kpnops._decoupled_filter.call import Call, Gradients
+    from kpnops._decoupled_filter.triton_backend import plan_backward
+
+    image, taps = torch.empty(1, 2, 8, 8, device="meta"), torch.empty(1, 9, 8, 8, device="meta")
+    matrix = torch.empty(1, 2, 2, 8, 8, dtype=torch.float64, device="meta")
+    call = Call(image, taps, matrix, Window((3, 3)), "mul")
+    plan = plan_backward(call, image.double(), Gradients(image, taps, None))
+    assert all(item.constants["ACC"] == tl.float64 for item in plan.launches)
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "replicate", "reflect", "circular"])
+def test_scale_factor_takes_the_general_kernels(padding_mode):
+    forward, backward = plans(
+        (1, 3, 8, 8), form="none", kernel_size=(3, 3), scale=2, padding_mode=padding_mode
+    )
+    assert names(forward) == ["gather_fwd_kernel"]
+    rectangles = backward[:-1]
+    assert names(rectangles) == len(rectangles) * ["gather_bwd_input_kernel"]
+    assert len(rectangles) == (1 if padding_mode in ("zeros", "circular") else 9)
+    # an interior pixel is read by 2 x 2 outputs through each tap; one at a border by some more
+    most = {"zeros": 2, "circular": 2, "replicate": 2 * 2, "reflect": 2 * 3}[padding_mode]
+    assert {item.arguments["readers_h"] for item in rectangles} == {2, most}
+    inside = [item for item in rectangles if item.arguments["readers_h"] == 2]
+    assert any(item.arguments["readers_w"] == 2 for item in inside)
+
+
 def test_grid_passes_65535_blocks_on_one_axis():
     """One-dimensional grids: no axis with the 65,535 limit of CUDA's second and third is used."""
     forward, backward = plans((70_000, 3, 64, 64), kernel_size=(3, 3))
     assert forward[0].programs == 70_000 * 16
     assert all(65_535 < launch.programs <= INT32_MAX for launch in backward)
-    general, _ = plans((70_000, 3, 64, 64), kernel_size=(3, 3), dilation=(2, 2))
-    assert 65_535 < general[0].programs <= INT32_MAX
+    for options in ({"form": "pixel"}, {"form": "mix"}, {"form": "image"}):
+        launches = plans((70_000, 3, 64, 64), softmax=True, **GENERAL, **options)
+        sizes = [item.programs for item in launches[0] + launches[1]]
+        assert len(sizes) > 4
+        assert all(65_535 < programs <= INT32_MAX for programs in sizes)
 
 
 def test_every_pixel_has_a_program():
@@ -129,3 +279,45 @@ def test_wrapping_padding_counts_the_whole_image():
     tall = torch.empty_strided((1, 1, 3000, 8), (0, 0, 10**6, 1), device="meta")
     assert is_fast(Window((3, 3)), [tall])
     assert not is_fast(Window((3, 3), padding_mode="circular"), [tall])
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "wide"),
+    [
+        ((1, 3, 1080, 1920), {}, False),
+        ((1, 1, 1, 2**30 - 3), {}, False),
+        ((1, 1, 1, 2**30), {}, True),  # a reflected column passes through twice its number
+        ((1, 1, 2**31 + 8, 1), {}, True),
+        ((1, 1, 4, 4), {"dilation": (1, 2**29)}, False),
+        ((1, 1, 4, 4), {"dilation": (2**30, 1)}, True),
+        ((1, 1, 1, 2**29 - 3), {"scale": 2}, False),
+        ((1, 1, 1, 2**29), {"scale": 2}, True),
+    ],
+)
+def test_rows_and_columns_are_64_bit_where_32_do_not_hold_them(shape, options, wide):
+    """Every position that a kernel forms from a row or column must fit its type."""
+    import triton.language as tl
+
+    options = {"kernel_size": (3, 3), "stride": (1, 1), "dilation": (2, 2)} | options
+    forward, backward = plans(shape, form="none", softmax=True, **options)
+    expected = tl.int64 if wide else tl.int32
+    for item in forward + backward:
+        assert item.constants["INDEX"] == expected
+        assert item.programs <= INT32_MAX
+
+
+def test_positions_beyond_32_bits_are_passed_whole():
+    """Rows and columns are arguments of the launch as Python numbers, which Triton passes in 64
+    bits."""
+    forward, _ = plans((1, 1, 4, 2**33), form="none", kernel_size=(3, 3), dilation=(2, 2))
+    assert forward[0].arguments["W"] == 2**33
+    assert forward[0].programs * forward[0].constants["BLOCK_P"] == 4 * 2**33
+
+
+@pytest.mark.parametrize("form", ["pixel", "mix"])
+def test_kernels_with_64_bit_rows_and_columns_compile_without_spills(form):
+    forward, backward = plans((1, 8, 4, 2**33), form=form, softmax=True, **GENERAL)
+    for item in forward + backward:
+        assert item.arguments["WO"] == 2**33
+        compiled = compile_launch(item, "sm_90")
+        assert compiled.spilled_bytes == 0, f"{item.kernel.__name__}: {compiled}"

@@ -1,0 +1,122 @@
+"""What the fast kernels share: where a tile lies, loads and stores, the taps of its pixels."""
+
+import triton
+import triton.language as tl
+
+from .kernels_index import as_stored
+
+
+@triton.jit
+def tile_position(pid, GROUPS, H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Image, group, first row and first column of the ``pid``-th tile, 64-bit for offsets; columns
+    run fastest."""
+    pid = pid.to(tl.int64)
+    blocks_w = tl.cdiv(W, BLOCK_W)
+    blocks_h = tl.cdiv(H, ROWS)
+    x0 = (pid % blocks_w) * BLOCK_W
+    pid = pid // blocks_w
+    y0 = (pid % blocks_h) * ROWS
+    pid = pid // blocks_h
+    return pid // GROUPS, pid % GROUPS, y0, x0
+
+
+@triton.jit
+def tile_load(ptr, mask, MASKED: tl.constexpr, ACC: tl.constexpr):
+    """Load as ACC, with the mask only where the tile needs one."""
+    if MASKED:
+        value = tl.load(ptr, mask=mask, other=0.0)
+    else:
+        value = tl.load(ptr)
+    return value.to(ACC)
+
+
+@triton.jit
+def tile_store(ptr, value, mask, MASKED: tl.constexpr):
+    """Store in the pointer's dtype, with the mask only where the tile needs one."""
+    value = as_stored(value, ptr)
+    if MASKED:
+        tl.store(ptr, value, mask=mask)
+    else:
+        tl.store(ptr, value)
+
+
+@triton.jit
+def statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W):
+    """Pointer to the tile's first pixel in the first plane, and the distance of the planes."""
+    plane = tl.cast(H, tl.int64) * W
+    return statistics_ptr + (b * GROUPS + group) * 3 * plane + y0 * W + x0, plane
+
+
+@triton.jit
+def load_spatial(
+    spatial_ptr,
+    statistics_ptr,
+    plane,
+    spatial_strides,
+    H,
+    W,
+    y0,
+    x0,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    SOFTMAX: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    MASKED: tl.constexpr,
+    ACC: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """S[t, p], or transposed S[t, p - o_t], for all rows p of the tile: tap * ROWS + row, each
+    [BLOCK_W].
+
+    Transposed the taps are those of several pixels, and a softmax takes ``statistics``, of which
+    what several taps load is merged by the compiler; else it takes none.
+    """
+    offs_w = tl.arange(0, BLOCK_W)
+    spatial = ()
+    for i in tl.static_range(KH):
+        for j in tl.static_range(KW):
+            for row in tl.static_range(ROWS):
+                if TRANSPOSED:
+                    y = row + (KH - 1) // 2 - i
+                    x = offs_w + ((KW - 1) // 2 - j)
+                else:
+                    y = row
+                    x = offs_w
+                mask = (x0 + x >= 0) & (x0 + x < W) & (y0 + y >= 0) & (y0 + y < H)
+                ptr = spatial_ptr + y * spatial_strides[2] + x * spatial_strides[3]
+                value = tile_load(ptr, mask, MASKED, ACC)
+                if SOFTMAX and TRANSPOSED:
+                    ptr = statistics_ptr + y * W + x
+                    highest = tile_load(ptr, mask, MASKED, ACC)
+                    scale = tile_load(ptr + plane, mask, MASKED, ACC)
+                    value = tl.exp(value - highest) * scale  # 0 where there is no such pixel
+                spatial = spatial + (value,)
+            spatial_ptr += spatial_strides[1]
+    if SOFTMAX and not TRANSPOSED:
+        spatial = softmax_of_taps(spatial, KH * KW, ROWS)
+    return spatial
+
+
+@triton.jit
+def softmax_of_taps(logits, TAPS: tl.constexpr, ROWS: tl.constexpr):
+    """Softmax over the taps of logits that lie as ``load_spatial`` gives them."""
+    highest = ()
+    for row in tl.static_range(ROWS):
+        value = logits[row]
+        for tap in tl.static_range(1, TAPS):
+            value = tl.maximum(value, logits[tap * ROWS + row])
+        highest = highest + (value,)
+    powers = ()
+    for index in tl.static_range(TAPS * ROWS):
+        powers = powers + (tl.exp(logits[index] - highest[index % ROWS]),)
+    scale = ()
+    for row in tl.static_range(ROWS):
+        value = powers[row]
+        for tap in tl.static_range(1, TAPS):
+            value += powers[tap * ROWS + row]
+        scale = scale + (1.0 / value,)
+    weights = ()
+    for index in tl.static_range(TAPS * ROWS):
+        weights = weights + (powers[index] * scale[index % ROWS],)
+    return weights
