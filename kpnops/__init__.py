@@ -1,10 +1,19 @@
 """Fused kernels for kernel prediction: filtering an image with a different, predicted filter at
 every pixel."""
 
-from . import reference
+from . import compat, nn, reference
 from ._config import show_config
 from ._decoupled_filter.api import decoupled_filter
+from ._kernel_filter import kernel_filter
 
-__all__ = ["__version__", "decoupled_filter", "reference", "show_config"]
+__all__ = [
+    "__version__",
+    "compat",
+    "decoupled_filter",
+    "kernel_filter",
+    "nn",
+    "reference",
+    "show_config",
+]
 
 __version__ = "0.1.0"
