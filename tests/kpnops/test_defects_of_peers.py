@@ -4,6 +4,8 @@ Found in DDF's CUDA operator and packs, CARAFE in mmcv, NATTEN, KPN-PyTorch, and
 unfold. The defects of DDF's modules are tested with `kpnops.nn` and `kpnops.compat`.
 """
 
+import mmap
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,8 +14,10 @@ from torch import Tensor
 import kpnops
 from tests.helpers import (
     COMPILED_ROUTES,
+    CPU,
     INTERPRETED,
     ON_GPU,
+    ON_INTERPRETER,
     Case,
     Operands,
     arrange,
@@ -199,6 +203,39 @@ def test_spatial_gradient_of_three_full_hd_images(device: str) -> None:
         i, j = divmod(tap, K)
         product = padded[..., i : i + H, j : j + W] * cotangent
         assert_near(gradient[:, tap], product.sum(1), product.abs().sum(1), terms=C)
+
+
+def far_apart(tensor: Tensor, dim: int) -> Tensor:
+    """The same values with more than 2^30 elements between neighbours along one dimension, in
+    memory of which only the pages with values exist."""
+    step = 2**30 + 16
+    count = tensor.numel() // tensor.shape[dim]
+    others = iter(torch.empty(tensor.shape[:dim] + tensor.shape[dim + 1 :]).stride())
+    strides = [step if axis == dim else next(others) for axis in range(tensor.dim())]
+    extent = (tensor.shape[dim] - 1) * step + count
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    memory = mmap.mmap(-1, extent * tensor.element_size(), flags=flags)
+    far = torch.frombuffer(memory, dtype=tensor.dtype).as_strided(tensor.shape, strides)
+    return far.copy_(tensor)
+
+
+# DDF and others: an index times a stride in 32 bits. Three neighbours lie 2^31 elements apart.
+@pytest.mark.skipif(not hasattr(mmap, "MAP_ANONYMOUS"), reason="needs anonymous memory maps")
+@pytest.mark.parametrize("device", [CPU, ON_INTERPRETER], indirect=True)
+@pytest.mark.parametrize("name", [*Operands._fields, "cotangent"])
+def test_offsets_beyond_32_bits(name: str, device: str) -> None:
+    case = Case(1, 3, (3, 3), (1, 3), normalize="softmax").with_dtype(F16)
+    tensors = case.operands(device)._asdict() | {"cotangent": case.cotangent(device)}
+
+    def results(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        *operands, cotangent = tensors.values()
+        return run_operator(kpnops.decoupled_filter, case, Operands(*operands), cotangent)
+
+    expected = results(tensors)
+    for dim in (1, 2, 3):
+        actual = results(tensors | {name: far_apart(tensors[name], dim)})
+        for key, value in expected.items():
+            torch.testing.assert_close(actual[key], value)
 
 
 # The compiled unfold and others: offsets of 32 bits.
