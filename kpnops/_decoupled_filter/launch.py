@@ -20,6 +20,7 @@ __all__ = [
     "filters_fit",
     "filters_launch",
     "forward_launch",
+    "fused_fits",
     "fused_launch",
     "gather_channels_launch",
     "gather_input_launch",
@@ -123,6 +124,17 @@ def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool)
     if softmax:
         return taps * dtype.itemsize // 4 <= 36
     return padding_mode == "zeros" or taps <= 36
+
+
+def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], softmax: bool) -> bool:
+    """Whether one kernel gives all gradients.
+
+    Under softmax more than 8 columns of taps, which it unrolls, spill (4x10: 8 bytes, 4x12: 16,
+    sm_90).
+    """
+    if softmax and kernel_size[1] > 8:
+        return False
+    return channels_per_group <= MAX_FUSED_CHANNELS
 
 
 def fused_launch(width: int) -> TileLaunch:

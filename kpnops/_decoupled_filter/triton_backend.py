@@ -107,7 +107,9 @@ def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
         return plan
     if not fast:
         _plan_general(plan, call, grad_output, grads)
-    elif call.form == "image" or call.channels_per_group > launch.MAX_FUSED_CHANNELS:
+    elif call.form == "image" or not launch.fused_fits(
+        call.channels_per_group, call.window.kernel_size, call.softmax
+    ):
         _plan_many_channels(plan, call, grad_output, grads)
     else:
         statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None)
