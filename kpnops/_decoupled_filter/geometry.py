@@ -45,6 +45,8 @@ class Window:
         From one size on all taps but the central one lie outside, wherever the filter is; only
         where circular padding takes them depends on the dilation, through its remainder.
         """
+        if self.dilation == (1, 1):  # the usual call: no new objects
+            return self
         rows, columns = (
             _short_dilation(dilation, size, self.padding_mode)
             for dilation, size in zip(self.dilation, input_size, strict=True)

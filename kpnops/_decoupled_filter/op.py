@@ -3,7 +3,6 @@
 Imports torch only. The kernels are imported at the first call that runs them (see ``route.py``).
 """
 
-import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._registration import register
 from . import batching, derivatives, route
 from .call import Call, Gradients
 from .geometry import Window
@@ -18,8 +18,7 @@ from .geometry import Window
 __all__ = ["decoupled_filter", "decoupled_filter_backward"]
 
 
-@torch.library.custom_op("kpnops::decoupled_filter", mutates_args=())
-def decoupled_filter(
+def _decoupled_filter(
     input: Tensor,
     spatial_filter: Tensor,
     channel_filter: Tensor | None,
@@ -42,8 +41,7 @@ def decoupled_filter(
     return output
 
 
-@decoupled_filter.register_fake
-def _(input, spatial_filter, channel_filter, *options) -> Tensor:
+def _fake(input, spatial_filter, channel_filter, *options) -> Tensor:
     # A trace through torch.func.jvp: the operator has no forward-mode rule, and without this the
     # traced graph would have a zero tangent. Eager calls take the rule in transforms.py.
     if getattr(forward_ad, "_current_level", -1) >= 0:
@@ -54,8 +52,7 @@ def _(input, spatial_filter, channel_filter, *options) -> Tensor:
     return _empty_output(_call((input, spatial_filter, channel_filter), options))
 
 
-@torch.library.custom_op("kpnops::decoupled_filter_backward", mutates_args=())
-def decoupled_filter_backward(
+def _decoupled_filter_backward(
     grad_output: Tensor,
     input: Tensor,
     spatial_filter: Tensor,
@@ -84,8 +81,7 @@ def decoupled_filter_backward(
     return grads
 
 
-@decoupled_filter_backward.register_fake
-def _(grad_output, input, spatial_filter, channel_filter, *options_and_needs):
+def _fake_backward(grad_output, input, spatial_filter, channel_filter, *options_and_needs):
     return _empty_grads((input, spatial_filter, channel_filter), options_and_needs[-1])
 
 
@@ -99,9 +95,6 @@ def _backward(ctx, grad_output: Tensor):
     grads = decoupled_filter_backward(grad_output, *ctx.saved_tensors, *ctx.options, needs_grad)
     wanted = [grad if need else None for grad, need in zip(grads, needs_grad, strict=True)]
     return *wanted, *(None for _ in ctx.options)
-
-
-decoupled_filter.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _setup_second(ctx, inputs, output) -> None:
@@ -121,17 +114,27 @@ def _second(ctx, *grads_of_grads: Tensor):
     return *grads, *(None for _ in ctx.options), None
 
 
-decoupled_filter_backward.register_autograd(_second, setup_context=_setup_second)
+decoupled_filter = register(
+    "decoupled_filter",
+    _decoupled_filter,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+    vmap=batching.vmap_forward,
+)
+decoupled_filter_backward = register(
+    "decoupled_filter_backward",
+    _decoupled_filter_backward,
+    fake=_fake_backward,
+    setup_context=_setup_second,
+    backward=_second,
+    vmap=batching.vmap_backward,
+)
 _OPERATORS = derivatives.Operators(
     forward=lambda tensors, options: decoupled_filter(*tensors, *options),
     backward=lambda grad_output, tensors, options, needs: decoupled_filter_backward(
         grad_output, *tensors, *options, needs
     ),
-)
-
-decoupled_filter.register_vmap(functools.partial(batching.vmap_forward, decoupled_filter))
-decoupled_filter_backward.register_vmap(
-    functools.partial(batching.vmap_backward, decoupled_filter_backward)
 )
 
 
@@ -145,7 +148,8 @@ def _call(tensors, options) -> Call:
 
 def _short(call: Call) -> Call:
     """The same call without a dilation far beyond the image, which would be padded for nothing."""
-    return replace(call, window=call.window.within(call.input_size))
+    window = call.window.within(call.input_size)
+    return call if window is call.window else replace(call, window=window)
 
 
 def _pair(numbers: Sequence[int]) -> tuple[int, int]:
