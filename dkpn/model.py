@@ -14,6 +14,7 @@ import kpnops.reference
 from dkpn.blocks import EncoderDecoder, PooledBranch, soft_masks
 from dkpn.color import srgb_to_linear
 from dkpn.config import DKPNConfig
+from dkpn.fused_head import predict_and_filter
 from dkpn.infer import Image, encoded_batch, in_layout_of
 
 
@@ -27,7 +28,8 @@ class DKPNOutput:
             predicted inverse response curve, before the filter.
         masks: (B, 6, H, W) in [0, 1]: soft masks of over-, then of under-exposure, each for R, G,
             B.
-        spatial_filter: (B, K², H, W), or (B, 3·K², H, W) with ``head="undecoupled"``: taps.
+        spatial_filter: (B, K², H, W), or (B, 3·K², H, W) with ``head="undecoupled"``: taps. None in
+            a network with ``head="fused"``, which never has them.
         channel_filter: (B, 3, H, W) gains with ``head="gain"``, (B, 3, K²) with ``"per-image"``,
             None with ``"undecoupled"``.
     """
@@ -35,7 +37,7 @@ class DKPNOutput:
     result: Tensor
     preliminary: Tensor
     masks: Tensor
-    spatial_filter: Tensor
+    spatial_filter: Tensor | None
     channel_filter: Tensor | None
 
 
@@ -133,9 +135,13 @@ class DKPN(nn.Module):
         config: the network's choices.
         op: ``"fused"`` filters with :func:`kpnops.decoupled_filter`, ``"naive"`` with the slow
             :func:`kpnops.reference.decoupled_filter`; same weights, same numbers up to rounding.
+        head: ``"stored"`` predicts all filters and then applies them, ``"fused"`` predicts and
+            applies them tile by tile with :func:`kpnops.predict_filter` and keeps none: memory no
+            longer grows with the taps. Same weights, same numbers up to rounding; for filters of
+            gains (``config.head="gain"``) under softmax, and ``op="fused"``.
 
     Raises:
-        ValueError: ``op`` is neither.
+        ValueError: ``op`` or ``head`` is neither, or ``head="fused"`` does not go with the rest.
 
     References:
         Cao et al., ACM TOMM 19(2s), 2023 (the abstract); :mod:`dkpn.config` lists what is our own.
@@ -144,13 +150,18 @@ class DKPN(nn.Module):
     DELTA_LEAK = 0.02  # sum of all taps but the centre one before training
 
     def __init__(
-        self, config: DKPNConfig | None = None, op: Literal["fused", "naive"] = "fused"
+        self,
+        config: DKPNConfig | None = None,
+        op: Literal["fused", "naive"] = "fused",
+        head: Literal["stored", "fused"] = "stored",
     ) -> None:
         super().__init__()
         if op not in ("fused", "naive"):
             raise ValueError(f'op: expected "fused" or "naive", got {op!r}')
         self.config = config = config or DKPNConfig()
+        _check_head(head, op, config)
         self.op = op
+        self.stores_filters = head == "stored"
         self.pooled = PooledBranch(config.pooled_width)
         self.preliminary = InverseResponse(config)
         self.backbone = EncoderDecoder(
@@ -192,9 +203,13 @@ class DKPN(nn.Module):
         padded_masks = _pad_to_multiple(masks, config.size_multiple)
         folded_masks = F.avg_pool2d(padded_masks, config.unshuffle)
         features = self.backbone(features, folded_masks, pooled)
-        spatial_filter, channel_filter = self.head(features, pooled, (height, width))
         preliminary = log_preliminary.exp()
-        result = self._filter(preliminary, spatial_filter, channel_filter)
+        if self.stores_filters:
+            spatial_filter, channel_filter = self.head(features, pooled, (height, width))
+            result = self._filter(preliminary, spatial_filter, channel_filter)
+        else:
+            spatial_filter = None
+            result, channel_filter = self.head.filtered(features, preliminary)
         return DKPNOutput(result, preliminary, masks, spatial_filter, channel_filter)
 
     @torch.no_grad()
@@ -294,10 +309,55 @@ class FilterHead(nn.Module):
             return spatial_filter, self._bounded_exp(numbers[:, taps:])
         return spatial_filter, None
 
+    def filtered(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the filters and apply them without storing the spatial one.
+
+        Args:
+            features: (B, C, h, w) at the first scale.
+            image: (B, 3, H, W), what is filtered.
+
+        Returns:
+            The filtered image (B, 3, H, W), float32, and channel_filter (B, 3, H, W).
+        """
+        config, features = self.config, F.relu(features)
+        weight, bias = self.convolution.weight, self.convolution.bias
+        assert bias is not None
+        count = config.kernel_size**2 * config.unshuffle**2
+        numbers = F.conv2d(features, weight[count:], bias[count:], padding=1)
+        numbers = F.pixel_shuffle(numbers, config.unshuffle)
+        gain = self._bounded_exp(numbers[..., : image.shape[2], : image.shape[3]])
+        start = self.get_buffer("start").flatten().repeat_interleave(config.unshuffle**2)
+        result = predict_and_filter(
+            features,
+            weight[:count],
+            bias[:count] + start,
+            image,
+            config.kernel_size,
+            config.unshuffle,
+        )
+        return gain * result, gain
+
     def _bounded_exp(self, value: Tensor) -> Tensor:
         """``exp`` bounded smoothly to ``2^±max_gain_stops``, of slope 1 at 0."""
         bound = self.config.max_log_gain
         return torch.exp(bound * torch.tanh(value / bound))
+
+
+def _check_head(head: str, op: str, config: DKPNConfig) -> None:
+    if head not in ("stored", "fused"):
+        raise ValueError(f'head: expected "stored" or "fused", got {head!r}')
+    if head == "stored":
+        return
+    if op != "fused":
+        raise ValueError(
+            f'head: "fused" needs op="fused", got op={op!r}; the naive filter has to be given its '
+            'filters, use head="stored" with it'
+        )
+    if config.head != "gain" or config.taps != "softmax":
+        raise ValueError(
+            'head: "fused" needs a configuration with head="gain" and taps="softmax", got '
+            f'head="{config.head}" and taps="{config.taps}"; use head="stored" with it'
+        )
 
 
 def _check_image(image: Tensor) -> None:

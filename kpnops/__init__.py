@@ -5,6 +5,7 @@ from . import compat, nn, reference
 from ._config import show_config
 from ._decoupled_filter.api import decoupled_filter
 from ._kernel_filter import kernel_filter
+from ._predict_filter.api import predict_filter
 
 __all__ = [
     "__version__",
@@ -12,6 +13,7 @@ __all__ = [
     "decoupled_filter",
     "kernel_filter",
     "nn",
+    "predict_filter",
     "reference",
     "show_config",
 ]

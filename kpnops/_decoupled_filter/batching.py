@@ -6,16 +6,16 @@ mapped and has a batch of one. Other tensors that are not mapped are repeated.
 
 from torch import Tensor
 
-__all__ = ["vmap_backward", "vmap_forward"]
+__all__ = ["fold", "vmap_backward", "vmap_forward"]
 
 
 def vmap_forward(operator, info, in_dims, input, spatial_filter, channel_filter, *options):
     """Batching rule of the forward."""
     count, batch = info.batch_size, _batch(input, in_dims[0])
     output = operator(
-        _fold(input, in_dims[0], count, batch),
-        _fold(spatial_filter, in_dims[1], count, batch),
-        _fold(channel_filter, in_dims[2], count, batch, may_share=True),
+        fold(input, in_dims[0], count, batch),
+        fold(spatial_filter, in_dims[1], count, batch),
+        fold(channel_filter, in_dims[2], count, batch, may_share=True),
         *options,
     )
     return output.unflatten(0, (count, batch)), 0
@@ -28,10 +28,10 @@ def vmap_backward(
     count, batch = info.batch_size, _batch(input, in_dims[1])
     needs_grad = options[-1]
     grads = operator(
-        _fold(grad_output, in_dims[0], count, batch),
-        _fold(input, in_dims[1], count, batch),
-        _fold(spatial_filter, in_dims[2], count, batch),
-        _fold(channel_filter, in_dims[3], count, batch, may_share=not needs_grad[2]),
+        fold(grad_output, in_dims[0], count, batch),
+        fold(input, in_dims[1], count, batch),
+        fold(spatial_filter, in_dims[2], count, batch),
+        fold(channel_filter, in_dims[3], count, batch, may_share=not needs_grad[2]),
         *options,
     )
     results = [
@@ -48,7 +48,7 @@ def _batch(tensor: Tensor, dim: int | None) -> int:
     return tensor.shape[1 if dim == 0 else 0]
 
 
-def _fold(
+def fold(
     tensor: Tensor | None, dim: int | None, count: int, batch: int, may_share: bool = False
 ) -> Tensor | None:
     """``tensor`` with a batch of ``count * batch``, or of one where all may share it."""

@@ -6,11 +6,10 @@ Imports torch only. The kernels are imported at the first call that runs them (s
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .._registration import register
+from .._results import empty_as, refuse_forward_mode
 from . import batching, derivatives, route
 from .call import Call, Gradients
 from .geometry import Window
@@ -42,13 +41,7 @@ def _decoupled_filter(
 
 
 def _fake(input, spatial_filter, channel_filter, *options) -> Tensor:
-    # A trace through torch.func.jvp: the operator has no forward-mode rule, and without this the
-    # traced graph would have a zero tangent. Eager calls take the rule in transforms.py.
-    if getattr(forward_ad, "_current_level", -1) >= 0:
-        raise NotImplementedError(
-            "forward-mode differentiation of decoupled_filter inside torch.compile is not "
-            "available; differentiate outside of it, or in reverse mode"
-        )
+    refuse_forward_mode("decoupled_filter")  # which transforms.py has a rule for
     return _empty_output(_call((input, spatial_filter, channel_filter), options))
 
 
@@ -157,26 +150,14 @@ def _pair(numbers: Sequence[int]) -> tuple[int, int]:
 
 
 def _empty_output(call: Call) -> Tensor:
-    return _empty_as(call.input, call.output_shape, call.result_dtype)
+    return empty_as(call.input, call.output_shape, call.result_dtype)
 
 
 def _empty_grads(tensors, needs_grad: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
     input, spatial_filter, channel_filter = (
-        _empty_as(tensor, tensor.shape, tensor.dtype)
+        empty_as(tensor, tensor.shape, tensor.dtype)
         if tensor is not None and need
         else tensors[0].new_empty(0)
         for tensor, need in zip(tensors, needs_grad, strict=True)
     )
     return input, spatial_filter, channel_filter
-
-
-def _empty_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An uninitialised tensor, channels_last exactly when ``tensor`` is that and not contiguous
-    too."""
-    channels_last = (
-        tensor.dim() == 4
-        and not tensor.is_contiguous()
-        and tensor.is_contiguous(memory_format=torch.channels_last)
-    )
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=tensor.device, memory_format=memory_format)

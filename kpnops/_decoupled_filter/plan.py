@@ -1,5 +1,6 @@
-"""What the launchers make of a call: launches as data."""
+"""What the launchers make of a call: launches as data, and how they are run."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from .call import Call
 
-__all__ = ["Launch", "Plan", "channel_strides", "strides", "sum_type"]
+__all__ = ["Launch", "Plan", "channel_strides", "run", "strides", "sum_type"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,17 @@ class Plan:
 
     launches: list[Launch] = field(default_factory=list)
     finish: list[Callable[[], object]] = field(default_factory=list)
+
+
+def run(plan: Plan, device: torch.device) -> None:
+    """Launch what is planned on ``device``, in its order."""
+    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with guard:
+        for item in plan.launches:
+            options = item.options(nvidia=torch.version.hip is None)
+            item.kernel[(item.programs,)](**item.arguments, **item.constants, **options)
+        for step in plan.finish:
+            step()
 
 
 def sum_type(call: Call) -> Any:

@@ -15,16 +15,17 @@ _OLDEST_CAPABILITY = (8, 0)
 _OLDEST_TRITON = (3, 6)
 
 
-def backend(input: Tensor) -> ModuleType:
-    """The module whose ``forward`` and ``backward`` run for tensors on ``input``'s device."""
+def backend(input: Tensor, package: str | None = __package__) -> ModuleType:
+    """The module of an operator's ``package`` whose ``forward`` and ``backward`` run for tensors on
+    ``input``'s device."""
     device = input.device
     if device.type == "cpu":
-        return _load("triton_backend") if interpreted() else _load("cpu")
+        return _load(package, "triton_backend" if interpreted() else "cpu")
     reason = obstacle(device.type, device.index or 0)
     if reason is None:
-        return _load("triton_backend")
+        return _load(package, "triton_backend")
     _warn_once(str(device), reason)
-    return _load("cpu")
+    return _load(package, "cpu")
 
 
 def interpreted() -> bool:
@@ -70,5 +71,5 @@ def _warn_once(device: str, reason: str) -> None:
 
 
 @functools.cache
-def _load(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
+def _load(package: str | None, name: str) -> ModuleType:
+    return importlib.import_module(f"{package}.{name}")

@@ -13,7 +13,16 @@ from .geometry import (
     output_sizes,
 )
 
-__all__ = ["Pairs", "check_scale_factor", "pair", "validate"]
+__all__ = [
+    "Pairs",
+    "check_channel_filter",
+    "check_option",
+    "check_reflect",
+    "check_scale_factor",
+    "check_tensor",
+    "pair",
+    "validate",
+]
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _SQUARES = {k * k: k for k in range(1, 256)}
@@ -38,9 +47,9 @@ def validate(
 ) -> Pairs:
     """Refuse what the op does not take, and return ``kernel_size``, ``stride`` and ``dilation`` as
     pairs."""
-    _check_option("padding_mode", padding_mode, PADDING_MODES)
-    _check_option("combine", combine, COMBINE_MODES)
-    _check_option("normalize", normalize, NORMALIZE_MODES)
+    check_option("padding_mode", padding_mode, PADDING_MODES)
+    check_option("combine", combine, COMBINE_MODES)
+    check_option("normalize", normalize, NORMALIZE_MODES)
     stride_yx = pair("stride", stride)
     dilation_yx = pair("dilation", dilation)
     check_scale_factor(scale_factor, stride_yx)
@@ -57,13 +66,16 @@ def validate(
         _check_spatial_filter(input, spatial_filter, kernel_yx, stride_yx, scale_factor)
         output = tuple(spatial_filter.shape[2:])
     if channel_filter is not None:
-        _check_channel_filter(channel_filter, (*input.shape[:2], *output), taps, combine)
+        check_channel_filter(channel_filter, (*input.shape[:2], *output), taps, combine)
     if padding_mode == "reflect":
-        _check_reflect(input, output, kernel_yx, stride_yx, dilation_yx, scale_factor)
+        check_reflect(
+            tuple(input.shape[2:]), output, kernel_yx, stride_yx, dilation_yx, scale_factor
+        )
     return kernel_yx, stride_yx, dilation_yx
 
 
-def _check_option(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+def check_option(name: str, value: object, allowed: tuple[str | None, ...]) -> None:
+    """Refuse a value of the argument ``name`` that is not ``allowed``."""
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name}: expected a string, got {_describe(value)}")
     if value not in allowed:
@@ -100,6 +112,22 @@ def check_scale_factor(scale_factor: int, stride: tuple[int, int]) -> None:
         )
 
 
+def check_tensor(name: str, tensor: object, input: Tensor) -> None:
+    """Refuse what is no dense floating-point tensor on ``input``'s device."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {_describe(tensor)}")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}"
+        )
+    if tensor.device != input.device:
+        raise ValueError(
+            f"{name}: expected the device of input, {input.device}, got {tensor.device}"
+        )
+
+
 def _check_tensors(
     input: Tensor, spatial_filter: Tensor | None, channel_filter: Tensor | None
 ) -> None:
@@ -107,18 +135,7 @@ def _check_tensors(
     for name, tensor in named.items():
         if tensor is None and name != "input":
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name}: expected a torch.Tensor, got {_describe(tensor)}")
-        if tensor.layout != torch.strided:
-            raise TypeError(f"{name}: expected a dense tensor, got layout {tensor.layout}")
-        if tensor.dtype not in _DTYPES:
-            raise TypeError(
-                f"{name}: expected float64, float32, float16 or bfloat16, got {tensor.dtype}"
-            )
-        if tensor.device != input.device:
-            raise ValueError(
-                f"{name}: expected the device of input, {input.device}, got {tensor.device}"
-            )
+        check_tensor(name, tensor, input)
     if input.dim() != 4:
         raise ValueError(
             f"input: expected 4 dimensions (B, C, H, W), got {input.dim()} of shape "
@@ -221,9 +238,10 @@ def _check_spatial_filter(
         )
 
 
-def _check_channel_filter(
+def check_channel_filter(
     channel_filter: Tensor, output_shape: tuple[int, ...], taps: int, combine: str
 ) -> None:
+    """Refuse a channel filter whose sizes do not fit an output of shape ``(B, C, Ho, Wo)``."""
     B, C, Ho, Wo = output_shape
     rank = channel_filter.dim()
     batch, *rest = channel_filter.shape
@@ -255,16 +273,17 @@ def _check_mixing_matrix(channel_filter: Tensor, channels: int, combine: str) ->
         )
 
 
-def _check_reflect(
-    input: Tensor,
+def check_reflect(
+    input_size: tuple[int, ...],
     output_size: tuple[int, ...],
     kernel_size: tuple[int, int],
     stride: tuple[int, int],
     dilation: tuple[int, int],
     scale_factor: int,
 ) -> None:
+    """Refuse a filter that reaches beyond one reflection of the input."""
     for axis in (0, 1):
-        size = input.shape[2 + axis]
+        size = input_size[axis]
         before = before_padding(kernel_size[axis], dilation[axis])
         after = after_padding(
             size,

@@ -220,3 +220,83 @@ def test_autocast_keeps_radiance_in_float32_and_close_to_it(head, taps):
     error = (actual.result - expected.result).norm() / expected.result.norm()
     assert error < 0.05
     assert torch.equal(actual.preliminary, expected.preliminary)
+
+
+FUSED = [
+    {},
+    {"kernel_size": 1},
+    {"kernel_size": 7, "unshuffle": 1},
+    {"kernel_size": 3, "unshuffle": 3},
+    {"kernel_size": 9, "unshuffle": 4, "channel_multipliers": (1,)},
+]
+
+
+def fused_pair(**fields):
+    """The same network twice: one that stores its filters, one that does not."""
+    if fields.get("channel_multipliers") == (1,):
+        fields |= {"encoder_blocks": (1,), "decoder_blocks": ()}
+    stored = shake(tiny(**fields), scale=0.05)
+    fused = DKPN(stored.config, head="fused")
+    fused.load_state_dict(stored.state_dict())  # strict: the same names and shapes
+    return stored, fused
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        pytest.param(fields, size, marks=[pytest.mark.slow] * (bool(fields) and size != (5, 9)))
+        for fields in FUSED
+        for size in [(12, 14), (5, 9), (1, 1)]
+    ],
+    ids=str,
+)
+def test_the_fused_head_gives_the_same_results_and_gradients(fields, size):
+    stored, fused = fused_pair(**fields)
+    image, truth = photo(*size), 2.0 * srgb_to_linear(photo(*size))
+    outputs, gradients = [], []
+    for model in (stored, fused):
+        output = model(image)
+        reconstruction_loss(output, image, truth, LossConfig()).total.backward()
+        outputs.append(output)
+        there = (parameter.grad for parameter in model.parameters())
+        gradients.append(torch.cat([grad.flatten() for grad in there if grad is not None]))
+    assert outputs[1].spatial_filter is None
+    for name in ("result", "preliminary", "channel_filter"):
+        expected, actual = (getattr(output, name) for output in outputs)
+        # Sums in another order, after a dozen layers: some hundred roundings of float32.
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=0)
+    difference = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
+    assert difference < 1e-4
+
+
+def test_the_fused_head_under_autocast():
+    _, fused = fused_pair()
+    image = photo(12, 12)
+    with torch.inference_mode():  # nothing that a later training step needs may come from here
+        expected = fused(image)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = fused(image)
+    actual.result.sum().backward()
+    assert actual.result.dtype == torch.float32
+    error = (actual.result - expected.result).norm() / expected.result.norm()
+    assert error < 0.05  # as with filters that are stored, see above
+
+
+@pytest.mark.parametrize(
+    ("fields", "op", "text"),
+    [
+        ({"head": "per-image", "taps": "exp"}, "fused", r'head.*gain.*per-image.*"stored"'),
+        ({"head": "undecoupled", "taps": "exp"}, "fused", r'head.*gain.*undecoupled.*"stored"'),
+        ({"taps": "exp"}, "fused", r'head.*softmax.*exp.*"stored"'),
+        ({}, "naive", r'head.*op="fused".*naive.*"stored"'),
+    ],
+)
+def test_the_fused_head_names_what_it_does_not_go_with(fields, op, text):
+    config = tiny(**fields).config
+    with pytest.raises(ValueError, match=text):
+        DKPN(config, op, head="fused")
+
+
+def test_unknown_head_is_an_error():
+    with pytest.raises(ValueError, match=r"head.*stored.*fused.*tiled"):
+        DKPN(TINY, head="tiled")

@@ -1,0 +1,163 @@
+"""The head of one call, for some rows at a time: logits, probabilities, and how a call is cut so
+that they fit into the workspace."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .._decoupled_filter.cpu_split import Split, Strips, strips
+from .call import Call
+
+__all__ = ["Head", "cut", "feature_planes", "frames_of", "pieces", "with_filters"]
+
+# Filters of a chunk: small enough to stay in cache between the operations on them, large enough
+# for these operations to take longer than their calls.
+CHUNK_BYTES = 8 * 2**20
+
+# From here on the logarithm of a probability is as exact as the logits are.
+SMALL = 2.0**-64
+
+
+def frames_of(call: Call) -> list[Split]:
+    """Each frame with its share of the taps; the spatial filters are placeholders of one element,
+    whose place the filters of a chunk take."""
+    B, taps = call.input.shape[0], call.window.taps
+    nothing = call.input.new_empty((), dtype=call.sum_dtype)
+    spatial = nothing.expand(B, call.groups, taps, *call.size)
+    channel = call.channel_filter
+    if channel is not None:
+        channel = channel.unflatten(1, (call.groups, -1))
+    return [
+        Split(
+            input=call.input[:, frame] if call.burst else call.input,
+            spatial=spatial,
+            channel=channel,
+            window=call.window,
+            form=call.form,
+            combine=call.combine,
+            softmax=False,
+            dtype=call.sum_dtype,
+        )
+        for frame in range(call.frames)
+    ]
+
+
+def cut(call: Call, frame: Split, planes: int, *, gradient: bool) -> Strips:
+    """Strips of ``call`` in which ``planes`` values for each position, beside the filters, fit into
+    the workspace."""
+    B, (H, W) = call.input.shape[0], call.size
+    taps = frame.spatial[:, :, :1].expand(B, call.groups, call.normalized_taps, H, W)
+    # As under softmax, since the filters are never given.
+    parts = strips(replace(frame, spatial=taps, softmax=True), planes, gradient=gradient)
+    row_bytes = call.weight.shape[0] * W * call.sum_dtype.itemsize
+    # Rather whole images than some rows of each.
+    images = min(B, parts.images[0].stop, max(1, CHUNK_BYTES // (H * row_bytes)))
+    chunk = min(parts.chunk, parts.rows[0].stop, max(1, CHUNK_BYTES // (images * row_bytes)))
+    slices = [slice(start, min(start + images, B)) for start in range(0, B, images)]
+    return Strips(parts.rows, slices, chunk)
+
+
+def feature_planes(call: Call) -> int:
+    """Values that are held for each position because its features are copied first."""
+    features = call.features
+    rows_join = features.stride(2) == features.shape[3] * features.stride(3)
+    return 0 if rows_join and features.dtype == call.sum_dtype else features.shape[1]
+
+
+def with_filters(
+    frames: list[Split], filters: Tensor, scratch: Tensor | None = None
+) -> list[Split]:
+    """The frames of a chunk with their filters, and with memory for gradients of
+    probabilities."""
+    taps = frames[0].window.taps
+
+    def part(tensor: Tensor | None, frame: int) -> Tensor | None:
+        return None if tensor is None else tensor.narrow(2, frame * taps, taps)
+
+    return [
+        replace(split, spatial=part(filters, frame), scratch=part(scratch, frame))
+        for frame, split in enumerate(frames)
+    ]
+
+
+def pieces(rows: slice, height: int) -> Iterator[tuple[slice, slice]]:
+    """Chunks of the strip ``rows``: rows of the strip, and the same rows of the image."""
+    for start in range(rows.start, rows.stop, height):
+        stop = min(start + height, rows.stop)
+        yield slice(start - rows.start, stop - rows.start), slice(start, stop)
+
+
+class Head:
+    """Makes the filters of chunks of rows, ``(B, G, N*T, rows, W)``, in memory of its own."""
+
+    def __init__(self, call: Call, positions: int, *, gradient: bool):
+        """For chunks of at most so many ``positions``, those of all their images together."""
+        dtype = call.sum_dtype
+        self._call = call
+        self.weight = call.weight.to(dtype)  # (G*N*T, F)
+        self._bias = None if call.bias is None else call.bias.to(dtype)[:, None]
+        count = positions * self.weight.shape[0]
+        self._memory = self.weight.new_empty(1 + gradient, count)
+
+    def features(self, image: int, rows: slice) -> Tensor:
+        """Features of some rows of an image as a matrix, ``(F, rows * W)``."""
+        features = self._call.features[image, :, rows]
+        if features.dtype == self.weight.dtype:
+            return features.flatten(1)
+        matrix = torch.empty(features.shape, dtype=self.weight.dtype, device=features.device)
+        return matrix.copy_(features).flatten(1)
+
+    def filters(self, images: slice, rows: slice, log_sum_exp: Tensor | None = None) -> Tensor:
+        """Filters of some rows, which stay until the next call: probabilities under softmax, else
+        the logits.
+
+        ``log_sum_exp (B, G, rows, W)``, if given, gets what belongs to its name.
+        """
+        filters = self._part(0, images, rows)
+        self._write_logits(filters, images, rows)
+        if not self._call.softmax:
+            return filters
+        if log_sum_exp is None:
+            return torch.softmax(filters, 2, out=filters)
+        # Any probability that is not next to nothing tells the sum, without a pass over all taps.
+        # The host waits for the answer, so this is for CPU tensors only.
+        if filters.device.type != "cpu":
+            log_sum_exp.copy_(filters.logsumexp(2))
+            return torch.softmax(filters, 2, out=filters)
+        tap = filters.shape[2] // 2
+        logit = filters[:, :, tap].clone()
+        torch.softmax(filters, 2, out=filters)
+        probability = filters[:, :, tap]
+        if probability.amin().item() > SMALL:  # no NaN either
+            torch.sub(logit, probability.log(), out=log_sum_exp)
+        else:
+            self._write_logits(filters, images, rows)
+            log_sum_exp.copy_(filters.logsumexp(2))
+            torch.softmax(filters, 2, out=filters)
+        return filters
+
+    def _write_logits(self, target: Tensor, images: slice, rows: slice) -> None:
+        for index, logits in enumerate(target.flatten(1, 2).flatten(2)):
+            features = self.features(images.start + index, rows)
+            if self._bias is None:
+                torch.mm(self.weight, features, out=logits)
+            else:
+                torch.addmm(self._bias, self.weight, features, out=logits)
+
+    def scratch(self, images: slice, rows: slice) -> Tensor:
+        """Memory of the same shape."""
+        return self._part(1, images, rows)
+
+    def _part(self, which: int, images: slice, rows: slice) -> Tensor:
+        call = self._call
+        shape = (
+            images.stop - images.start,
+            call.groups,
+            call.normalized_taps,
+            rows.stop - rows.start,
+            call.size[1],
+        )
+        return self._memory[which, : math.prod(shape)].view(shape)

@@ -1,0 +1,88 @@
+"""Cuts the backward of the fused head into patches whose filters fit into the workspace.
+
+Pure functions of sizes.
+"""
+
+from dataclasses import dataclass
+
+from .call import Call
+
+__all__ = ["WORKSPACE_BYTES", "Patch", "patches"]
+
+# What the filters of a patch may take, with those around it.
+WORKSPACE_BYTES = 48 * 2**20
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Some images and a rectangle of their pixels, and the rectangle of all pixels whose filters
+    read a pixel of it.
+
+    Under circular padding that one goes beyond the image, to its other side.
+    """
+
+    images: slice
+    rows: slice
+    columns: slice
+    readers: tuple[slice, slice]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def readers_size(self) -> tuple[int, int]:
+        """Rows and columns of the rectangle of readers."""
+        rows, columns = self.readers
+        return rows.stop - rows.start, columns.stop - columns.start
+
+
+def patches(call: Call, workspace: int = WORKSPACE_BYTES) -> list[Patch] | None:
+    """The patches in their order; None where not even one pixel's readers fit."""
+    B, (H, W) = call.input.shape[0], call.size
+    most = workspace // (call.weight.shape[0] * call.sum_dtype.itemsize)  # pixels
+    reach = [
+        (kernel - 1) * dilation
+        for kernel, dilation in zip(call.window.kernel_size, call.window.dilation, strict=True)
+    ]
+    rows, columns = _readers(call, 0, slice(0, H)), _readers(call, 1, slice(0, W))
+    whole = (rows.stop - rows.start) * (columns.stop - columns.start)
+    if whole <= most:
+        images = min(B, most // whole)
+        height, width = H, W
+    else:
+        images = 1
+        # the widest strip, unless it were so low that most of it are readers around it
+        width = W
+        height = most // (columns.stop - columns.start) - reach[0]
+        if height < 2 * reach[0] or height < 1:
+            side = int(most**0.5)
+            width, height = min(W, side - reach[1]), side - reach[0]
+            if width == W:
+                height = most // (columns.stop - columns.start) - reach[0]
+        if width < 1 or height < 1:
+            return None
+        height = min(H, height)
+    return [
+        Patch(
+            slice(image, min(image + images, B)),
+            part_rows := slice(y, min(y + height, H)),
+            part_columns := slice(x, min(x + width, W)),
+            (_readers(call, 0, part_rows), _readers(call, 1, part_columns)),
+        )
+        for image in range(0, B, images)
+        for y in range(0, H, height)
+        for x in range(0, W, width)
+    ]
+
+
+def _readers(call: Call, axis: int, part: slice) -> slice:
+    """Rows or columns whose filters read one of ``part``."""
+    window, size = call.window, call.size[axis]
+    before = window.before[axis]
+    after = (window.kernel_size[axis] - 1) * window.dilation[axis] - before
+    first, last = part.start - after, part.stop + before
+    if window.padding_mode == "circular":
+        return slice(first, last)
+    return slice(max(first, 0), min(last, size))
