@@ -1,11 +1,15 @@
 """Fast kernels: stride 1, dilation 1, taps unrolled (at most 49).
 
-A program owns ROWS rows of BLOCK_W pixels of one image and group, keeps their spatial taps in
-registers and walks the channels. One loaded row segment of the input serves every output row that
-reads it. Programs whose whole window lies inside the image run a variant without masks; which one a
-program needs is tested once. Pointers advance by strides, so that no product of an index and a
-stride passes 32 bits; the launcher sends tensors on which a tile spans more than that to the
-general kernels. FORM is "none", "image" (3-D channel filter) or "pixel" (4-D).
+A program owns BLOCK_H rows of BLOCK_W pixels of one image and a chunk of ``channels`` of a group. A
+thread owns ROWS rows of PIXELS adjacent pixels (PIXELS is 2 where two can be loaded at once, else 1
+and several such pieces are a thread's), keeps their spatial taps in registers and walks the
+channels. One loaded row segment of the input serves every output row that reads it. Programs whose
+whole window lies inside the image run a variant without masks; which one a program needs is tested
+once. SAME_STRIDES: all tensors that the walk over the channels reads and writes lie alike, and
+share their offsets; what a thread does not keep lets another program run beside it. EVEN_STRIDES:
+see ``even_strides``. Pointers advance by strides, so that no product of an index and a stride
+passes 32 bits; the launcher sends tensors on which a tile spans more than that to the general
+kernels. FORM is "none", "image" (3-D channel filter) or "pixel" (4-D).
 
 SOFTMAX: ``spatial`` holds logits s, and S = exp(s - m) * r with the pixel's largest logit m and
 r = 1 / sum_t exp(s - m). Where a program does not hold all taps of a pixel it reads m, r and, for
@@ -16,13 +20,14 @@ import triton
 import triton.language as tl
 
 from .kernels_index import pixel_offset, source_index
-from .kernels_tile_load import (
-    load_spatial,
-    statistics_position,
+from .kernels_tile_columns import (
+    even_strides,
+    load_columns,
+    load_padded_columns,
+    store_pixels,
     tile_load,
-    tile_position,
-    tile_store,
 )
+from .kernels_tile_load import load_taps, statistics_position, tile_position, tile_store
 
 
 @triton.jit
@@ -51,63 +56,87 @@ def _tile_fwd_body(
     TRANSPOSED: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
 ):
     """All channels of a tile. Pointers stand at the first channel of image and group, row y0,
     column x0.
 
-    Returns one value for each column: NaN where a gain that left its sum over the taps was not
+    Returns one value for each thread: NaN where a gain that left its sum over the taps was not
     finite, else 0.
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
-    offs_w = tl.arange(0, BLOCK_W)  # [BLOCK_W]
-    mask_w = x0 + offs_w < W
-    spatial = load_spatial(
-        spatial_ptr, statistics_ptr, plane, spatial_strides, H, W, y0, x0, KH, KW, SOFTMAX,
-        TRANSPOSED, MASKED, ACC, ROWS, BLOCK_W,
+    COLUMNS: tl.constexpr = PIXELS + KW - 1  # that a thread reads of a row
+    GAIN: tl.constexpr = FORM == "pixel" and not TRANSPOSED
+    if SAME_STRIDES:
+        out_strides = x_strides
+        if FORM == "pixel":
+            channel_strides = x_strides
+    offs_h = ROWS * tl.arange(0, BLOCK_H // ROWS)[:, None]  # [rows of threads, 1]
+    offs_w = PIXELS * tl.arange(0, BLOCK_W // PIXELS)[None, :]  # [1, columns of threads]
+    y, x = y0 + offs_h, x0 + offs_w
+    x_offs = (offs_h * x_strides[2] + offs_w * x_strides[3]).to(tl.int64)
+    out_offs = (offs_h * out_strides[2] + offs_w * out_strides[3]).to(tl.int64)
+    if FORM == "pixel":
+        channel_offs = (offs_h * channel_strides[2] + offs_w * channel_strides[3]).to(tl.int64)
+    spatial = load_taps(
+        spatial_ptr, statistics_ptr, plane, spatial_strides, H, W, y, x, offs_h, offs_w, KH, KW,
+        SOFTMAX, TRANSPOSED, MASKED, ACC, ROWS, PIXELS,
     )  # fmt: skip
-    probe = tl.zeros((BLOCK_W,), ACC)
+    probe = tl.zeros((BLOCK_H // ROWS, BLOCK_W // PIXELS), ACC)
     for _ in range(channels):
+        gains = ()  # row * PIXELS + pixel, as acc
         acc = ()
-        for _row in tl.static_range(ROWS):
-            acc = acc + (tl.zeros((BLOCK_W,), ACC),)
+        for row in tl.static_range(ROWS):
+            if GAIN:
+                gains = gains + load_columns(
+                    channel_ptr + row * channel_strides[2], channel_offs, channel_strides[3], x, W,
+                    y + row < H, 0, PIXELS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
+            for _pixel in tl.static_range(PIXELS):
+                acc = acc + (tl.zeros((BLOCK_H // ROWS, BLOCK_W // PIXELS), ACC),)
         for r in tl.static_range(ROWS + KH - 1):
-            if MASKED:
-                y, y_inside = source_index(y0 + (r - TOP), H, PADDING)
-                x_row_ptr = x_ptr + (y - y0) * x_strides[2]
+            inside = (y + (r - TOP) >= 0) & (y + (r - TOP) < H)
+            if MASKED and PADDING != "zeros":
+                source, inside = source_index(y + (r - TOP), H, PADDING)
+                values = load_padded_columns(
+                    x_ptr, (source - y0) * x_strides[2], x_strides[3], x0, x, W, inside, -LEFT,
+                    COLUMNS, PADDING, ACC,
+                )  # fmt: skip
             else:
-                x_row_ptr = x_ptr + (r - TOP) * x_strides[2]
-            for j in tl.static_range(KW):
-                if MASKED:
-                    x, x_inside = source_index(x0 + (j - LEFT) + offs_w, W, PADDING)
-                    inside = y_inside & x_inside
-                    ptr = x_row_ptr + (x - x0) * x_strides[3]
-                    # every index that other paddings give lies in the image
-                    value = tile_load(ptr, inside, PADDING == "zeros", ACC)
-                else:
-                    inside = mask_w
-                    value = tl.load(x_row_ptr + (offs_w + (j - LEFT)) * x_strides[3]).to(ACC)
-                if TRANSPOSED and FORM == "pixel":
-                    # the channel filter of the output that is read here: shared by all rows, as the
-                    # value is
-                    ptr = channel_ptr + (r - TOP) * channel_strides[2]
-                    ptr += (offs_w + (j - LEFT)) * channel_strides[3]
-                    shared = tile_load(ptr, inside, MASKED, ACC)
-                    if COMBINE == "mul":
-                        value = value * shared
-                new_acc = ()
-                for row in tl.static_range(ROWS):
-                    if r - row >= 0 and r - row < KH:
+                values = load_columns(
+                    x_ptr + (r - TOP) * x_strides[2], x_offs, x_strides[3], x, W, inside, -LEFT,
+                    COLUMNS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
+            if TRANSPOSED and FORM == "pixel":
+                # the channel filter of the output that is read here: shared by all rows, as the
+                # value is
+                shared = load_columns(
+                    channel_ptr + (r - TOP) * channel_strides[2], channel_offs, channel_strides[3],
+                    x, W, inside, -LEFT, COLUMNS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
+                if COMBINE == "mul":
+                    products = ()
+                    for k in tl.static_range(COLUMNS):
+                        products = products + (values[k] * shared[k],)
+                    values = products
+            new_acc = ()
+            for row in tl.static_range(ROWS):
+                for p in tl.static_range(PIXELS):
+                    total = acc[row * PIXELS + p]
+                    for j in tl.static_range(KW if r - row >= 0 and r - row < KH else 0):
                         if TRANSPOSED:
                             tap = (KH - 1 - (r - row)) * KW + (KW - 1 - j)
                             weight = spatial[
-                                ((KH - 1 - (r - row)) * KW + (KW - 1 - j)) * ROWS + row
+                                (((KH - 1 - (r - row)) * KW + KW - 1 - j) * ROWS + row) * PIXELS + p
                             ]
                         else:
                             tap = (r - row) * KW + j
-                            weight = spatial[((r - row) * KW + j) * ROWS + row]
+                            weight = spatial[(((r - row) * KW + j) * ROWS + row) * PIXELS + p]
                         if FORM == "image":
                             channel = tl.load(channel_ptr + tap * channel_strides[2]).to(ACC)
                             if COMBINE == "mul":
@@ -116,30 +145,29 @@ def _tile_fwd_body(
                                 weight = weight + channel
                         if FORM == "pixel" and COMBINE == "add":
                             if TRANSPOSED:
-                                weight = weight + shared
+                                weight = weight + shared[j + p]
                             else:
-                                ptr = channel_ptr + row * channel_strides[2]
-                                ptr += offs_w * channel_strides[3]
-                                mask = mask_w & (y0 + row < H)
-                                weight = weight + tile_load(ptr, mask, MASKED, ACC)
-                        product = value * weight
+                                weight = weight + gains[row * PIXELS + p]
+                        product = values[j + p] * weight
                         if TRANSPOSED and MASKED and FORM == "image":
                             # no output there reads this pixel, but the weight of a tap may be inf
-                            product = tl.where(inside, product, 0.0)
-                        new_acc = new_acc + (acc[row] + product,)
-                    else:
-                        new_acc = new_acc + (acc[row],)
-                acc = new_acc
+                            column = x + (j + p - LEFT)
+                            reads = inside & (column >= 0) & (column < W)
+                            product = tl.where(reads, product, 0.0)
+                        total = total + product
+                    new_acc = new_acc + (total,)
+            acc = new_acc
+        if GAIN and COMBINE == "mul":
+            results = ()
+            for k in tl.static_range(ROWS * PIXELS):
+                results = results + (acc[k] * gains[k],)
+                probe += gains[k] * 0.0
+            acc = results
         for row in tl.static_range(ROWS):
-            result = acc[row]
-            mask = mask_w & (y0 + row < H)
-            if FORM == "pixel" and COMBINE == "mul" and not TRANSPOSED:
-                ptr = channel_ptr + row * channel_strides[2] + offs_w * channel_strides[3]
-                gain = tile_load(ptr, mask, MASKED, ACC)
-                result = result * gain
-                probe += gain * 0.0
-            ptr = out_ptr + row * out_strides[2] + offs_w * out_strides[3]
-            tile_store(ptr, result, mask, MASKED)
+            store_pixels(
+                out_ptr + row * out_strides[2], out_offs, out_strides[3], acc, row * PIXELS, x, W,
+                y + row < H, PIXELS, MASKED,
+            )  # fmt: skip
         x_ptr += x_strides[1]
         out_ptr += out_strides[1]
         if FORM != "none":
@@ -154,8 +182,9 @@ def _tile_fwd_exact(
     spatial_ptr,
     channel_ptr,
     out_ptr,
-    C,
     GROUPS,
+    chunks,
+    channels,
     H,
     W,
     x_strides,
@@ -167,19 +196,19 @@ def _tile_fwd_exact(
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
     ACC: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
     """The ``pid``-th tile with every product as the definition has it: sum_t (S Ch) x.
 
     Rarely run, so small: nothing is unrolled, all offsets are 64-bit, and every load has a mask.
     """
-    b, group, y0, x0 = tile_position(pid, GROUPS, H, W, ROWS, BLOCK_W)
-    channels = C // GROUPS
+    b, group, y0, x0 = tile_position(pid // chunks, GROUPS, H, W, BLOCK_H, BLOCK_W)
+    first = (group * chunks + pid % chunks) * channels
     offs_w = x0 + tl.arange(0, BLOCK_W)  # [BLOCK_W]
     mask = offs_w < W
     spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
-    for number in range(tl.minimum(H - y0, ROWS)):
+    for number in range(tl.minimum(H - y0, BLOCK_H)):
         row = y0 + number
         taps_ptr = spatial_ptr + pixel_offset(row, offs_w, spatial_strides)
         highest = tl.full((BLOCK_W,), float("-inf"), ACC)
@@ -194,7 +223,7 @@ def _tile_fwd_exact(
                 total += tl.exp(tile_load(ptr, mask, True, ACC) - highest)
                 ptr += spatial_strides[1]
         for channel in range(channels):
-            c = group * channels + channel
+            c = first + channel
             gain_ptr = channel_ptr + b * channel_strides[0] + c * channel_strides[1]
             gain_ptr += pixel_offset(row, offs_w, channel_strides)
             gain = tile_load(gain_ptr, mask, True, ACC)
@@ -223,8 +252,9 @@ def _tile_fwd_kernel(
     channel_ptr,
     statistics_ptr,
     out_ptr,
-    C,
     GROUPS,
+    chunks,
+    channels,
     H,
     W,
     x_strides,
@@ -239,8 +269,12 @@ def _tile_fwd_kernel(
     SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     ACC: tl.constexpr,
-    ROWS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    EVEN_STRIDES: tl.constexpr,
 ):
     """out[c, p] = sum_t F[c, t, p] x[c, p + o_t].
 
@@ -252,10 +286,18 @@ def _tile_fwd_kernel(
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
-    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, ROWS, BLOCK_W)
-    channels = C // GROUPS
+    pid = tl.program_id(0)
+    # the chunks of a tile run side by side, so that they find its taps in the cache
+    b, group, y0, x0 = tile_position(pid // chunks, GROUPS, H, W, BLOCK_H, BLOCK_W)
+    first = (group * chunks + pid % chunks) * channels
+    if EVEN_STRIDES:
+        x_strides = even_strides(x_strides)
+        spatial_strides = even_strides(spatial_strides)
+        if FORM == "pixel":
+            channel_strides = even_strides(channel_strides)
+        out_strides = even_strides(out_strides)
+        W = W // 2 * 2
     x_base, spatial_base, channel_base, out_base = x_ptr, spatial_ptr, channel_ptr, out_ptr
-    first = group * channels
     x_ptr += b * x_strides[0] + first * x_strides[1] + y0 * x_strides[2] + x0 * x_strides[3]
     spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
@@ -268,30 +310,30 @@ def _tile_fwd_kernel(
         channel_ptr += b * channel_strides[0] + first * channel_strides[1]
     if FORM == "pixel":
         channel_ptr += y0 * channel_strides[2] + x0 * channel_strides[3]
-    interior = (y0 >= TOP) & (y0 + (ROWS + KH - 1 - TOP) <= H)
+    interior = (y0 >= TOP) & (y0 + (BLOCK_H + KH - 1 - TOP) <= H)
     interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
     if interior:
         probe = _tile_fwd_body(
             x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
             y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
-            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, False, ACC, ROWS,
-            BLOCK_W,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, False, ACC, BLOCK_H,
+            BLOCK_W, ROWS, PIXELS, SAME_STRIDES,
         )  # fmt: skip
     else:
         probe = _tile_fwd_body(
             x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
             y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
-            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, True, ACC, ROWS,
-            BLOCK_W,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, True, ACC, BLOCK_H,
+            BLOCK_W, ROWS, PIXELS, SAME_STRIDES,
         )  # fmt: skip
     if FORM == "pixel" and COMBINE == "mul" and not TRANSPOSED:
-        again = tl.max((probe != probe).to(tl.int32), 0)
+        again = tl.max(tl.max((probe != probe).to(tl.int32), 1), 0)
         if again > 0:
             tl.debug_barrier()  # these stores come after those of other threads above
             # A compiler cannot know that ``again`` is 1: it works out the tile's position anew
             # rather than keep pointers in registers through the loop over the channels.
             _tile_fwd_exact(
-                tl.program_id(0) * again, x_base, spatial_base, channel_base, out_base, C, GROUPS,
-                H, W, x_strides, spatial_strides, channel_strides, out_strides, KH, KW, PADDING,
-                SOFTMAX, ACC, ROWS, BLOCK_W,
+                pid * again, x_base, spatial_base, channel_base, out_base, GROUPS,
+                chunks, channels, H, W, x_strides, spatial_strides, channel_strides, out_strides,
+                KH, KW, PADDING, SOFTMAX, ACC, BLOCK_H, BLOCK_W,
             )  # fmt: skip

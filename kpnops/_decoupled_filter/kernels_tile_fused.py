@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 
 from .kernels_index import source_index
-from .kernels_tile_load import statistics_position, tile_load, tile_position, tile_store
+from .kernels_tile_columns import even_strides, load_columns, load_padded_columns, store_pixels
+from .kernels_tile_load import statistics_position, tile_position
 
 
 @triton.jit
@@ -37,6 +38,7 @@ def _fused_bwd_body(
     CHANNELS: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
+    UNROLLED: tl.constexpr,
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -48,106 +50,202 @@ def _fused_bwd_body(
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    PIXELS: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
 ):
     """One tile. x, grad, channel and their gradients are tuples of pointers, one for each
     channel."""
     TOP: tl.constexpr = (KH - 1) // 2
     LEFT: tl.constexpr = (KW - 1) // 2
+    COLUMNS: tl.constexpr = PIXELS + UNROLLED - 1  # that a thread reads of a row at once
+    FIRST: tl.constexpr = LEFT - (UNROLLED - 1)  # of those that the gradient of the input reads
+    if SAME_STRIDES:
+        grad_strides = x_strides
+        if FORM == "pixel":
+            channel_strides = x_strides
+        if WITH_INPUT:
+            grad_x_strides = x_strides
+        if WITH_CHANNEL:
+            grad_channel_strides = x_strides
     offs_h = tl.arange(0, BLOCK_H)[:, None]  # [BLOCK_H, 1]
-    offs_w = tl.arange(0, BLOCK_W)[None, :]  # [1, BLOCK_W]
-    mask = (y0 + offs_h < H) & (x0 + offs_w < W)  # [BLOCK_H, BLOCK_W]
-    grad_offs = offs_h * grad_strides[2] + offs_w * grad_strides[3]
-    spatial_offs = offs_h * spatial_strides[2] + offs_w * spatial_strides[3]
+    offs_w = PIXELS * tl.arange(0, BLOCK_W // PIXELS)[None, :]  # [1, columns of threads]
+    y, x = y0 + offs_h, x0 + offs_w
+    x_offs = (offs_h * x_strides[2] + offs_w * x_strides[3]).to(tl.int64)
+    grad_offs = (offs_h * grad_strides[2] + offs_w * grad_strides[3]).to(tl.int64)
+    spatial_offs = (offs_h * spatial_strides[2] + offs_w * spatial_strides[3]).to(tl.int64)
     if FORM == "pixel":
-        channel_offs = offs_h * channel_strides[2] + offs_w * channel_strides[3]
+        channel_offs = (offs_h * channel_strides[2] + offs_w * channel_strides[3]).to(tl.int64)
+    if WITH_SPATIAL:
+        grad_spatial_offs = offs_h * grad_spatial_strides[2] + offs_w * grad_spatial_strides[3]
+        grad_spatial_offs = grad_spatial_offs.to(tl.int64)
     if SOFTMAX:
-        statistics_ptrs = statistics_ptr + (offs_h * W + offs_w)
+        statistics_offs = (offs_h * W + offs_w).to(tl.int64)
         if WITH_SPATIAL or WITH_CHANNEL:
-            highest = tile_load(statistics_ptrs, mask, MASKED, ACC)
-            scale = tile_load(statistics_ptrs + plane, mask, MASKED, ACC)
+            highest = load_columns(
+                statistics_ptr, statistics_offs, 1, x, W, y < H, 0, PIXELS, PIXELS, MASKED, ACC
+            )
+            scale = load_columns(
+                statistics_ptr + plane, statistics_offs, 1, x, W, y < H, 0, PIXELS, PIXELS, MASKED,
+                ACC,
+            )  # fmt: skip
         if WITH_SPATIAL:
-            delta = tile_load(statistics_ptrs + 2 * plane, mask, MASKED, ACC)
-    grad = ()
+            delta = load_columns(
+                statistics_ptr + 2 * plane, statistics_offs, 1, x, W, y < H, 0, PIXELS, PIXELS,
+                MASKED, ACC,
+            )  # fmt: skip
+    grad = ()  # channel * PIXELS + pixel, as the next three
     scaled = ()
     grad_x = ()
-    total = ()  # sum_t S x, for grad_channel
+    totals = ()  # sum_t S x, for grad_channel
     for c in tl.static_range(CHANNELS):
-        value = tile_load(grad_ptr[c] + grad_offs, mask, MASKED, ACC)
-        grad = grad + (value,)
+        own = load_columns(
+            grad_ptr[c], grad_offs, grad_strides[3], x, W, y < H, 0, PIXELS, PIXELS, MASKED, ACC
+        )
+        grad = grad + own
         if FORM == "pixel" and COMBINE == "mul":
-            value = value * tile_load(channel_ptr[c] + channel_offs, mask, MASKED, ACC)
-        scaled = scaled + (value,)
-        grad_x = grad_x + (tl.zeros((BLOCK_H, BLOCK_W), ACC),)
-        total = total + (tl.zeros((BLOCK_H, BLOCK_W), ACC),)
-    for i in range(KH):  # not unrolled: nothing is indexed by it, and it compiles KH times faster
-        for j in tl.static_range(KW):
-            if WITH_SPATIAL or WITH_CHANNEL:
-                if MASKED:
-                    y, y_inside = source_index(y0 + offs_h + (i - TOP), H, PADDING)
-                    x, x_inside = source_index(x0 + offs_w + (j - LEFT), W, PADDING)
-                    inside = y_inside & x_inside
-                    x_offs = (y - y0) * x_strides[2] + (x - x0) * x_strides[3]
+            own_gains = load_columns(
+                channel_ptr[c], channel_offs, channel_strides[3], x, W, y < H, 0, PIXELS, PIXELS,
+                MASKED, ACC,
+            )  # fmt: skip
+            own = products(own, own_gains, PIXELS)
+        scaled = scaled + own
+        for _pixel in tl.static_range(PIXELS):
+            grad_x = grad_x + (tl.zeros((BLOCK_H, BLOCK_W // PIXELS), ACC),)
+            totals = totals + (tl.zeros((BLOCK_H, BLOCK_W // PIXELS), ACC),)
+    # Only a row or part of it is unrolled: what is loaded of a row is indexed by the column alone,
+    # and less compiles faster.
+    for part in range(KH * (KW // UNROLLED)):
+        i = part // (KW // UNROLLED)
+        start = part % (KW // UNROLLED) * UNROLLED  # first column of taps
+        if WITH_SPATIAL or WITH_CHANNEL:
+            values = ()  # channel * COLUMNS + column
+            for c in tl.static_range(CHANNELS):
+                if MASKED and PADDING != "zeros":
+                    source, inside = source_index(y + (i - TOP), H, PADDING)
+                    values = values + load_padded_columns(
+                        x_ptr[c], (source - y0) * x_strides[2], x_strides[3], x0, x + start, W,
+                        inside, -LEFT, COLUMNS, PADDING, ACC,
+                    )  # fmt: skip
                 else:
-                    inside = mask
-                    x_offs = (offs_h + (i - TOP)) * x_strides[2]
-                    x_offs += (offs_w + (j - LEFT)) * x_strides[3]
+                    inside = (y + (i - TOP) >= 0) & (y + (i - TOP) < H)
+                    values = values + load_columns(
+                        x_ptr[c] + (i - TOP) * x_strides[2], x_offs + start * x_strides[3],
+                        x_strides[3], x + start, W, inside, -LEFT, COLUMNS, PIXELS, MASKED, ACC,
+                    )  # fmt: skip
+            for j in tl.static_range(UNROLLED):
                 if (WITH_CHANNEL and COMBINE == "mul") or (WITH_SPATIAL and SOFTMAX):
-                    weight = tile_load(spatial_ptr + spatial_offs, mask, MASKED, ACC)
+                    weights = load_columns(
+                        spatial_ptr + j * spatial_strides[1], spatial_offs, spatial_strides[3], x,
+                        W, y < H, 0, PIXELS, PIXELS, MASKED, ACC,
+                    )  # fmt: skip
                     if SOFTMAX:
-                        weight = tl.exp(weight - highest) * scale
-                tap_sum = tl.zeros((BLOCK_H, BLOCK_W), ACC)
-                new_total = ()
-                for c in tl.static_range(CHANNELS):
-                    value = tile_load(x_ptr[c] + x_offs, inside, MASKED, ACC)
-                    if WITH_SPATIAL:
-                        tap_sum += scaled[c] * value
-                    if WITH_CHANNEL:
-                        if COMBINE == "mul":
-                            value = value * weight
-                        new_total = new_total + (total[c] + value,)
-                if WITH_CHANNEL:
-                    total = new_total
+                        weights = probabilities(weights, highest, scale, 0, PIXELS)
                 if WITH_SPATIAL:
-                    ptr = grad_spatial_ptr + offs_h * grad_spatial_strides[2]
-                    ptr += offs_w * grad_spatial_strides[3]
-                    if SOFTMAX:
-                        tap_sum = weight * (tap_sum - delta)
-                    tile_store(ptr, tap_sum, mask, MASKED)
-                    grad_spatial_ptr += grad_spatial_strides[1]
-            if WITH_INPUT:  # the output p = q - o_t reads pixel q through tap t
-                py = y0 + offs_h + (TOP - i)
-                px = x0 + offs_w + (LEFT - j)
-                reads = (py >= 0) & (py < H) & (px >= 0) & (px < W)
-                shift = (TOP - i) * spatial_strides[2] + (LEFT - j) * spatial_strides[3]
-                weight = tile_load(spatial_ptr + (spatial_offs + shift), reads, MASKED, ACC)
-                if SOFTMAX:  # where no output reads the pixel r = 0 makes it 0
-                    ptr = statistics_ptrs + ((TOP - i) * W + (LEFT - j))
-                    weight = tl.exp(weight - tile_load(ptr, reads, MASKED, ACC))
-                    weight *= tile_load(ptr + plane, reads, MASKED, ACC)
-                shift_grad = (TOP - i) * grad_strides[2] + (LEFT - j) * grad_strides[3]
-                new_grad_x = ()
-                for c in tl.static_range(CHANNELS):
-                    value = tile_load(grad_ptr[c] + (grad_offs + shift_grad), reads, MASKED, ACC)
-                    factor = weight
-                    if FORM == "pixel":
-                        shift = (TOP - i) * channel_strides[2] + (LEFT - j) * channel_strides[3]
-                        ptr = channel_ptr[c] + (channel_offs + shift)
-                        channel = tile_load(ptr, reads, MASKED, ACC)
+                    results = ()
+                    for p in tl.static_range(PIXELS):
+                        tap_sum = scaled[p] * values[j + p]
+                        for c in tl.static_range(1, CHANNELS):
+                            tap_sum += scaled[c * PIXELS + p] * values[c * COLUMNS + j + p]
+                        if SOFTMAX:
+                            tap_sum = weights[p] * (tap_sum - delta[p])
+                        results = results + (tap_sum,)
+                    store_pixels(
+                        grad_spatial_ptr + j * grad_spatial_strides[1], grad_spatial_offs,
+                        grad_spatial_strides[3], results, 0, x, W, y < H, PIXELS, MASKED,
+                    )  # fmt: skip
+                if WITH_CHANNEL:
+                    new_totals = ()
+                    for k in tl.static_range(CHANNELS * PIXELS):
+                        value = values[k // PIXELS * COLUMNS + j + k % PIXELS]
                         if COMBINE == "mul":
-                            value = value * channel
-                        else:
-                            factor = weight + channel
-                    new_grad_x = new_grad_x + (grad_x[c] + value * factor,)
+                            value = value * weights[k % PIXELS]
+                        new_totals = new_totals + (totals[k] + value,)
+                    totals = new_totals
+            if WITH_SPATIAL:
+                grad_spatial_ptr += UNROLLED * grad_spatial_strides[1]
+        if WITH_INPUT:  # the output p = q - o_t reads pixel q through tap t
+            shift = TOP - i
+            reads = (y + shift >= 0) & (y + shift < H)
+            if SOFTMAX:
+                ptr = statistics_ptr + shift * W
+                row_highest = load_columns(
+                    ptr, statistics_offs - start, 1, x - start, W, reads, FIRST, COLUMNS, PIXELS,
+                    MASKED, ACC,
+                )  # fmt: skip
+                row_scale = load_columns(
+                    ptr + plane, statistics_offs - start, 1, x - start, W, reads, FIRST, COLUMNS,
+                    PIXELS, MASKED, ACC,
+                )  # fmt: skip
+            values = ()  # channel * COLUMNS + column, as the gains
+            gains = ()
+            for c in tl.static_range(CHANNELS):
+                row_grad = load_columns(
+                    grad_ptr[c] + shift * grad_strides[2], grad_offs - start * grad_strides[3],
+                    grad_strides[3], x - start, W, reads, FIRST, COLUMNS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
+                if FORM == "pixel":
+                    row_gains = load_columns(
+                        channel_ptr[c] + shift * channel_strides[2],
+                        channel_offs - start * channel_strides[3], channel_strides[3], x - start,
+                        W, reads, FIRST, COLUMNS, PIXELS, MASKED, ACC,
+                    )  # fmt: skip
+                    if COMBINE == "mul":
+                        row_grad = products(row_grad, row_gains, COLUMNS)
+                    else:
+                        gains = gains + row_gains
+                values = values + row_grad
+            for j in tl.static_range(UNROLLED):
+                weights = load_columns(
+                    spatial_ptr + j * spatial_strides[1] + shift * spatial_strides[2],
+                    spatial_offs - start * spatial_strides[3], spatial_strides[3], x - start, W,
+                    reads, LEFT - j, PIXELS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
+                if SOFTMAX:  # where no output reads the pixel the scale of 0 makes it 0
+                    weights = probabilities(
+                        weights, row_highest, row_scale, UNROLLED - 1 - j, PIXELS
+                    )
+                new_grad_x = ()
+                for k in tl.static_range(CHANNELS * PIXELS):
+                    factor = weights[k % PIXELS]
+                    if FORM == "pixel" and COMBINE == "add":
+                        factor += gains[k // PIXELS * COLUMNS + UNROLLED - 1 - j + k % PIXELS]
+                    value = values[k // PIXELS * COLUMNS + UNROLLED - 1 - j + k % PIXELS]
+                    new_grad_x = new_grad_x + (grad_x[k] + value * factor,)
                 grad_x = new_grad_x
-            spatial_ptr += spatial_strides[1]
+        spatial_ptr += UNROLLED * spatial_strides[1]
+    if WITH_CHANNEL:
+        totals = products(grad, totals, CHANNELS * PIXELS)
     for c in tl.static_range(CHANNELS):
         if WITH_INPUT:
-            ptr = grad_x_ptr[c] + offs_h * grad_x_strides[2] + offs_w * grad_x_strides[3]
-            tile_store(ptr, grad_x[c], mask, MASKED)
+            offs = offs_h * grad_x_strides[2] + offs_w * grad_x_strides[3]
+            store_pixels(
+                grad_x_ptr[c], offs, grad_x_strides[3], grad_x, c * PIXELS, x, W, y < H, PIXELS,
+                MASKED,
+            )  # fmt: skip
         if WITH_CHANNEL:
-            ptr = grad_channel_ptr[c] + offs_h * grad_channel_strides[2]
-            ptr += offs_w * grad_channel_strides[3]
-            tile_store(ptr, grad[c] * total[c], mask, MASKED)
+            offs = offs_h * grad_channel_strides[2] + offs_w * grad_channel_strides[3]
+            store_pixels(
+                grad_channel_ptr[c], offs, grad_channel_strides[3], totals, c * PIXELS, x, W, y < H,
+                PIXELS, MASKED,
+            )  # fmt: skip
+
+
+@triton.jit
+def products(first, second, COUNT: tl.constexpr):
+    """Products of the elements of two tuples."""
+    results = ()
+    for k in tl.static_range(COUNT):
+        results = results + (first[k] * second[k],)
+    return results
+
+
+@triton.jit
+def probabilities(logits, highest, scale, START: tl.constexpr, PIXELS: tl.constexpr):
+    """Probabilities of one tap at a thread's pixels, whose statistics stand from START on."""
+    results = ()
+    for p in tl.static_range(PIXELS):
+        results = results + (tl.exp(logits[p] - highest[START + p]) * scale[START + p],)
+    return results
 
 
 @triton.jit
@@ -184,6 +282,7 @@ def _fused_bwd_kernel(
     CHANNELS: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
+    UNROLLED: tl.constexpr,
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
@@ -194,6 +293,9 @@ def _fused_bwd_kernel(
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    PIXELS: tl.constexpr,
+    SAME_STRIDES: tl.constexpr,
+    EVEN_STRIDES: tl.constexpr,
 ):
     """grad_x (zero padding), grad_spatial and grad_channel of a tile; FORM is "none" or "pixel".
 
@@ -201,12 +303,26 @@ def _fused_bwd_kernel(
     grad_spatial[t, q] = sum_c grad[c, q] x[c, q + o_t] (Ch if "mul" else 1)
     grad_channel[c, q] = grad[c, q] sum_t x[c, q + o_t] (S[t, q] if "mul" else 1)
     SOFTMAX: the gradient of the logits, S[t, q] (dS[t, q] - delta[q]) with dS as above.
+    UNROLLED divides KW: so many taps of a row are unrolled. PIXELS is 2 only if all are.
     """
     TOP: tl.constexpr = (KH - 1) // 2
     LEFT: tl.constexpr = (KW - 1) // 2
     # the gradient of the input reads as far the other way round
     REACH_H: tl.constexpr = KH - 1 - TOP
     REACH_W: tl.constexpr = KW - 1 - LEFT
+    if EVEN_STRIDES:
+        x_strides = even_strides(x_strides)
+        grad_strides = even_strides(grad_strides)
+        spatial_strides = even_strides(spatial_strides)
+        if FORM == "pixel":
+            channel_strides = even_strides(channel_strides)
+        if WITH_INPUT:
+            grad_x_strides = even_strides(grad_x_strides)
+        if WITH_SPATIAL:
+            grad_spatial_strides = even_strides(grad_spatial_strides)
+        if WITH_CHANNEL:
+            grad_channel_strides = even_strides(grad_channel_strides)
+        W = W // 2 * 2
     b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, BLOCK_H, BLOCK_W)
     first = group * CHANNELS
     first_tap = group * (KH * KW)
@@ -238,14 +354,16 @@ def _fused_bwd_kernel(
             x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
             grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
             x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
-            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING,
-            SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, False, ACC, BLOCK_H, BLOCK_W,
+            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, UNROLLED, FORM, COMBINE,
+            PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, False, ACC, BLOCK_H,
+            BLOCK_W, PIXELS, SAME_STRIDES,
         )  # fmt: skip
     else:
         _fused_bwd_body(
             x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
             grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
             x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
-            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, FORM, COMBINE, PADDING,
-            SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, True, ACC, BLOCK_H, BLOCK_W,
+            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, UNROLLED, FORM, COMBINE,
+            PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, True, ACC, BLOCK_H,
+            BLOCK_W, PIXELS, SAME_STRIDES,
         )  # fmt: skip

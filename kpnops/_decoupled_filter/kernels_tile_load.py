@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from .kernels_index import as_stored
+from .kernels_tile_columns import load_columns
 
 
 @triton.jit
@@ -18,16 +19,6 @@ def tile_position(pid, GROUPS, H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
     y0 = (pid % blocks_h) * ROWS
     pid = pid // blocks_h
     return pid // GROUPS, pid % GROUPS, y0, x0
-
-
-@triton.jit
-def tile_load(ptr, mask, MASKED: tl.constexpr, ACC: tl.constexpr):
-    """Load as ACC, with the mask only where the tile needs one."""
-    if MASKED:
-        value = tl.load(ptr, mask=mask, other=0.0)
-    else:
-        value = tl.load(ptr)
-    return value.to(ACC)
 
 
 @triton.jit
@@ -48,15 +39,17 @@ def statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W):
 
 
 @triton.jit
-def load_spatial(
+def load_taps(
     spatial_ptr,
     statistics_ptr,
     plane,
     spatial_strides,
     H,
     W,
-    y0,
-    x0,
+    y,
+    x,
+    offs_h,
+    offs_w,
     KH: tl.constexpr,
     KW: tl.constexpr,
     SOFTMAX: tl.constexpr,
@@ -64,43 +57,53 @@ def load_spatial(
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """S[t, p], or transposed S[t, p - o_t], for all rows p of the tile: tap * ROWS + row, each
-    [BLOCK_W].
+    """S[t, p], or transposed S[t, p - o_t], for all pixels p of a thread: ``(tap * ROWS + row) *
+    PIXELS + pixel``, each [rows of threads, columns of threads].
 
-    Transposed the taps are those of several pixels, and a softmax takes ``statistics``, of which
-    what several taps load is merged by the compiler; else it takes none.
+    ``y`` and ``x``, or ``offs_h`` and ``offs_w`` from the tile's first pixel, are the position of a
+    thread's first pixel. Transposed the taps are those of several pixels, and a softmax takes
+    ``statistics``, of which what several taps load is merged by the compiler; else it takes none.
     """
-    offs_w = tl.arange(0, BLOCK_W)
+    offs = offs_h * spatial_strides[2] + offs_w * spatial_strides[3]
+    statistics_offs = offs_h * W + offs_w
     spatial = ()
     for i in tl.static_range(KH):
         for j in tl.static_range(KW):
             for row in tl.static_range(ROWS):
                 if TRANSPOSED:
-                    y = row + (KH - 1) // 2 - i
-                    x = offs_w + ((KW - 1) // 2 - j)
+                    shift = row + ((KH - 1) // 2 - i)
                 else:
-                    y = row
-                    x = offs_w
-                mask = (x0 + x >= 0) & (x0 + x < W) & (y0 + y >= 0) & (y0 + y < H)
-                ptr = spatial_ptr + y * spatial_strides[2] + x * spatial_strides[3]
-                value = tile_load(ptr, mask, MASKED, ACC)
+                    shift = row
+                inside = (y + shift >= 0) & (y + shift < H)
+                values = load_columns(
+                    spatial_ptr + shift * spatial_strides[2], offs, spatial_strides[3], x, W,
+                    inside, (KW - 1) // 2 - j if TRANSPOSED else 0, PIXELS, PIXELS, MASKED, ACC,
+                )  # fmt: skip
                 if SOFTMAX and TRANSPOSED:
-                    ptr = statistics_ptr + y * W + x
-                    highest = tile_load(ptr, mask, MASKED, ACC)
-                    scale = tile_load(ptr + plane, mask, MASKED, ACC)
-                    value = tl.exp(value - highest) * scale  # 0 where there is no such pixel
-                spatial = spatial + (value,)
+                    ptr = statistics_ptr + shift * W
+                    highest = load_columns(
+                        ptr, statistics_offs, 1, x, W, inside, (KW - 1) // 2 - j, PIXELS,
+                        PIXELS, MASKED, ACC,
+                    )  # fmt: skip
+                    scale = load_columns(
+                        ptr + plane, statistics_offs, 1, x, W, inside, (KW - 1) // 2 - j,
+                        PIXELS, PIXELS, MASKED, ACC,
+                    )  # fmt: skip
+                    for p in tl.static_range(PIXELS):  # 0 where there is no such pixel
+                        spatial = spatial + (tl.exp(values[p] - highest[p]) * scale[p],)
+                else:
+                    spatial = spatial + values
             spatial_ptr += spatial_strides[1]
     if SOFTMAX and not TRANSPOSED:
-        spatial = softmax_of_taps(spatial, KH * KW, ROWS)
+        spatial = softmax_of_taps(spatial, KH * KW, ROWS * PIXELS)
     return spatial
 
 
 @triton.jit
 def softmax_of_taps(logits, TAPS: tl.constexpr, ROWS: tl.constexpr):
-    """Softmax over the taps of logits that lie as ``load_spatial`` gives them."""
+    """Softmax over the taps of logits that lie as ``load_taps`` gives them, ROWS pixels."""
     highest = ()
     for row in tl.static_range(ROWS):
         value = logits[row]

@@ -17,11 +17,13 @@ __all__ = [
     "TileLaunch",
     "channel_image_launch",
     "channel_with_filters",
+    "channels_of_a_program",
     "filters_fit",
     "filters_launch",
     "forward_launch",
     "fused_fits",
     "fused_launch",
+    "fused_unrolled",
     "gather_channels_launch",
     "gather_input_launch",
     "gather_taps_launch",
@@ -39,20 +41,29 @@ MAX_UNROLLED_SIDE = 12
 # to 40 bytes at as little as 32 registers, Triton 3.7.1). Long unrolled tap loops do better
 # without: told of 255, it hoists loads until those spill.
 MAX_REGISTERS = 255
-# As many as leave room for three programs of 128 threads on a multiprocessor.
+# As many as leave room for three and four programs of 128 threads on a multiprocessor.
 MAX_REGISTERS_OF_THREE = 168
+MAX_REGISTERS_OF_FOUR = 128
+# Programs of 128 threads that keep a large GPU busy: two rounds of 4 for each of some 130
+# multiprocessors.
+MIN_PROGRAMS = 1024
 # Groups of at most this many channels get all gradients from one kernel.
 MAX_FUSED_CHANNELS = 4
 
 
 @dataclass(frozen=True)
 class TileLaunch:
-    """A tile of ``rows`` rows of ``block_w`` pixels, run by ``num_warps`` warps."""
+    """A tile of ``block_h`` rows of ``block_w`` pixels, run by ``num_warps`` warps.
 
-    rows: int
+    A thread owns ``rows`` rows of ``pixels`` adjacent pixels (or several such pieces).
+    """
+
+    block_h: int
     block_w: int
     num_warps: int
     max_registers: int | None = None
+    rows: int = 1
+    pixels: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,17 +76,25 @@ class GatherLaunch:
     max_registers: int | None = None
 
 
-def _width(width: int, widest: int) -> tuple[int, int]:
-    """Pixels and warps along a row: narrow images should not waste most of a program's lanes."""
-    if width <= 64:
-        return 64, 2
-    if width <= 128 or widest == 128:
-        return 128, 4
-    return 256, 4
-
-
 def _bound(taps: int) -> int | None:
     return MAX_REGISTERS if taps <= 4 else None
+
+
+def _tile(width: int, rows: int, pixels: int, max_registers: int | None) -> TileLaunch:
+    """A tile as wide as narrow images, at most 64 pixels, with two pixels of each row a thread.
+
+    Halo rows of a tile are in the cache of its multiprocessor, and more of its columns are inside
+    the image than those of one as wide as 256 pixels, which needs masks in all images up to twice
+    as wide.
+    """
+    block_w = 64
+    while block_w >= 16 and block_w // 2 >= width:
+        block_w //= 2
+    num_warps = {64: 4, 32: 2}.get(block_w, 1)
+    if block_w == 8:
+        rows = max(1, rows // 4)  # an image that narrow is rarely high
+    block_h = 64 * num_warps // block_w * rows
+    return TileLaunch(block_h, block_w, num_warps, max_registers, rows, pixels)
 
 
 def forward_launch(
@@ -85,26 +104,46 @@ def forward_launch(
     padding_mode: str,
     transposed: bool = False,
     softmax: bool = False,
+    alignment: int = 16,
+    with_gains: bool = True,
+    same_strides: bool = True,
 ) -> TileLaunch:
-    """Forward, and gradient of the input: rows * taps spatial values a pixel in registers."""
+    """Forward, and gradient of the input: 2 * rows * taps spatial values a thread in registers.
+
+    ``alignment``: what all strides are multiples of, 16, 2 or 1; from 2 on adjacent pixels are
+    loaded at once.
+    """
     taps = kernel_size[0] * kernel_size[1]
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
-    if rows == 2 and padding_mode != "zeros":
-        rows = 1  # with two rows of 25 taps their index arithmetic spills (16 to 24 bytes, sm_90)
-    # One pixel a thread where the statistics of all shifted pixels are loaded too: with two, 5 x 5
-    # taps take 254 or 255 registers (sm_90).
-    widest = 128 if rows == 1 or (transposed and softmax) else 256
-    bound = _bound(taps)
-    if kernel_size == (3, 3) and rows == 4 and padding_mode == "zeros" and not transposed:
-        bound = MAX_REGISTERS_OF_THREE  # 187 without it (sm_90); other kernel sizes would spill
-    return TileLaunch(rows, *_width(width, widest), bound)
+    bound = MAX_REGISTERS if kernel_size[1] == 1 else _bound(taps)
+    if padding_mode == "zeros" and values == taps and alignment == 16 and not softmax:
+        # With less, or in other cases, it spills (sm_90; 5x5 with a filter per image: sm_80): taps
+        # of other pixels, a multiplication for each tap, tensors that lie differently.
+        if kernel_size == (3, 3):
+            few = with_gains and same_strides
+            bound = MAX_REGISTERS_OF_FOUR if few else MAX_REGISTERS_OF_THREE
+        elif kernel_size == (5, 5) and with_gains and same_strides and not transposed:
+            bound = MAX_REGISTERS_OF_FOUR
+    return _tile(width, rows, min(2, alignment), bound)
 
 
-def filters_launch(taps: int, width: int, dtype: torch.dtype) -> TileLaunch:
+def channels_of_a_program(channels_per_group: int, tiles: int) -> int:
+    """How many channels one program of the forward walks: all, unless that leaves a GPU idle.
+
+    Fewer read the spatial filter again, from the cache.
+    """
+    most = max(4, channels_per_group * tiles // MIN_PROGRAMS)
+    if most >= channels_per_group:
+        return channels_per_group
+    return next(count for count in range(most, 0, -1) if channels_per_group % count == 0)
+
+
+def filters_launch(taps: int, width: int, dtype: torch.dtype, alignment: int = 16) -> TileLaunch:
     """Gradients of the filters: one accumulator and up to one spatial value for each tap."""
     values = 2 * taps * dtype.itemsize // 4
-    return TileLaunch(1, *_width(width, 256 if values <= 18 else 128), _bound(taps))
+    rows = 2 if values <= 18 else 1
+    return _tile(width, rows, min(2, alignment), _bound(taps))
 
 
 def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
@@ -126,32 +165,50 @@ def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool)
     return padding_mode == "zeros" or taps <= 36
 
 
-def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], softmax: bool) -> bool:
+def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether one kernel gives all gradients.
 
-    Under softmax more than 8 columns of taps, which it unrolls, spill (4x10: 8 bytes, 4x12: 16,
-    sm_90).
+    In float64 long sides spill (2x12 on sm_100 under softmax: 8 bytes, 12x1 on gfx942: 1164).
     """
-    if softmax and kernel_size[1] > 8:
+    if dtype == torch.float64 and max(kernel_size) > 8:
         return False
     return channels_per_group <= MAX_FUSED_CHANNELS
 
 
-def fused_launch(width: int) -> TileLaunch:
+def fused_launch(
+    columns: int, channels: int, width: int, dtype: torch.dtype, alignment: int = 16
+) -> TileLaunch:
     """All gradients at once for few channels, in flat tiles whose shifted reads hit the cache.
 
-    One pixel a thread.
+    ``columns`` of taps, ``channels`` of a group; two pixels a thread if a row of taps is unrolled
+    whole.
     """
-    if width <= 32:
-        return TileLaunch(4, 32, 4, MAX_REGISTERS)
-    return TileLaunch(4, 64, 8, MAX_REGISTERS)
+    single = dtype != torch.float64  # where two pixels would spill
+    pixels = 2 if single and alignment > 1 and fused_unrolled(columns) == columns else 1
+    block_w = 32 if width <= 32 else 64
+    num_warps = 4 * block_w // pixels // 32
+    few = single and columns <= 5 and channels <= 3
+    bound = MAX_REGISTERS_OF_THREE if few else MAX_REGISTERS
+    return TileLaunch(4, block_w, num_warps, bound, pixels=pixels)
 
 
-def channel_image_launch(width: int) -> TileLaunch:
-    """Gradient of a 3-D channel filter: one accumulator for each tap; ``rows`` are walked, not
-    held."""
-    block_w, num_warps = _width(width, 128)
-    return TileLaunch(64, block_w, num_warps)
+def fused_unrolled(columns: int) -> int:
+    """How many taps of a row of ``columns`` that kernel unrolls: all, or the largest divisor up to
+    7.
+
+    More spill (4 x 12 taps, 4 channels: 8 bytes, sm_90).
+    """
+    return max(count for count in range(1, 8) if columns % count == 0)
+
+
+def channel_image_launch(height: int, width: int, planes: int) -> TileLaunch:
+    """Gradient of a 3-D channel filter for ``planes`` images and channels: one accumulator for each
+    tap; 64 rows are walked, not held, or fewer if a GPU would not be busy."""
+    block_w, num_warps = (64, 2) if width <= 64 else (128, 4)
+    rows = 64
+    while rows > 8 and -(-height // rows) * -(-width // block_w) * planes < MIN_PROGRAMS // 2:
+        rows //= 2
+    return TileLaunch(rows, block_w, num_warps)
 
 
 def gather_channels_launch(channels_per_group: int) -> GatherLaunch:

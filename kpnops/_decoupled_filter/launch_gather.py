@@ -11,6 +11,7 @@ from .call import Call
 from .geometry import Band, bands, border_readers
 from .kernels_gather import _gather_bwd_input_kernel, _gather_fwd_kernel
 from .kernels_gather_filters import _gather_bwd_channel_kernel, _gather_bwd_spatial_kernel
+from .launch_table import tuned
 from .plan import Launch, Plan, channel_strides, strides, sum_type
 
 __all__ = [
@@ -55,6 +56,7 @@ def _gather_sum(
     gain_of_gradient: bool = False,
 ) -> Launch:
     config = launch.gather_channels_launch(call.channels_per_group)
+    config = tuned(config, "gather_forward", call)
     use_spatial = not gain_of_gradient or call.combine == "mul"
     Ho, Wo = call.output_size
     channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
@@ -125,6 +127,7 @@ def _gather_rectangle(
     column: Band,
 ) -> Launch:
     config = launch.gather_input_launch(call.channels_per_group)
+    config = tuned(config, "gather_input", call)
     height, width = row.stop - row.start, column.stop - column.start
     channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
     return Launch(
@@ -179,6 +182,7 @@ def gather_grad_spatial(
 ) -> Launch:
     """Gradient of the spatial filter."""
     config = launch.gather_taps_launch(call.window.taps)
+    config = tuned(config, "gather_spatial", call)
     Ho, Wo = call.output_size
     tap_blocks = -(-call.window.taps // config.block_n)
     images = call.input.shape[0] * call.groups

@@ -1,5 +1,6 @@
 """Launches of the fast kernels."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,9 +10,11 @@ from torch import Tensor
 from . import launch
 from .call import Call, Gradients
 from .kernels_tile import _tile_fwd_kernel
-from .kernels_tile_filters import _tile_bwd_channel_kernel, _tile_bwd_filters_kernel
+from .kernels_tile_channel import _tile_bwd_channel_kernel
+from .kernels_tile_filters import _tile_bwd_filters_kernel
 from .kernels_tile_fused import _fused_bwd_kernel
 from .launch_gather import add_partials
+from .launch_table import tuned
 from .plan import Launch, Plan, channel_strides, strides, sum_type
 
 __all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel", "tile_grad_gain"]
@@ -21,7 +24,41 @@ _NO_STRIDES = (0, 0, 0, 0)
 
 def _tiles(call: Call, config: launch.TileLaunch) -> int:
     H, W = call.input.shape[2:]
-    return -(-H // config.rows) * -(-W // config.block_w) * call.input.shape[0] * call.groups
+    return -(-H // config.block_h) * -(-W // config.block_w) * call.input.shape[0] * call.groups
+
+
+def _alignment(width: int, tensors: list[Tensor | None]) -> int:
+    """What rows of every tensor begin at multiples of: 16 or 2 pixels; else 1."""
+    alignment = 16
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        *strides, last = tensor.stride()
+        if last != 1 or tensor.data_ptr() % 16:
+            return 1
+        for length in (width, *strides):
+            alignment = math.gcd(alignment, length)
+    return alignment if alignment in (16, 1) else 2 if alignment % 2 == 0 else 1
+
+
+def _gains(call: Call) -> Tensor | None:
+    return call.channel_filter if call.form == "pixel" else None
+
+
+def _same_strides(tensors: list[Tensor | None]) -> bool:
+    """Whether all tensors of a channel loop lie alike, so that one offset serves all: it saves
+    registers."""
+    return len({tensor.stride()[1:] for tensor in tensors if tensor is not None}) == 1
+
+
+def _tile(config: launch.TileLaunch, tensors: list[Tensor | None]) -> dict[str, Any]:
+    return {
+        "BLOCK_H": config.block_h,
+        "BLOCK_W": config.block_w,
+        "ROWS": config.rows,
+        "PIXELS": config.pixels,
+        "SAME_STRIDES": _same_strides(tensors),
+    }
 
 
 def _constants(call: Call) -> dict[str, Any]:
@@ -52,6 +89,8 @@ def tile_forward(
     constants = _constants(call)
     if transposed:  # what other paddings read again is the general kernel's
         constants["PADDING"] = "zeros"
+    tensors = [source, target, _gains(call)]
+    alignment = _alignment(call.input.shape[3], [*tensors, call.spatial_filter])
     config = launch.forward_launch(
         call.window.kernel_size,
         call.input.shape[3],
@@ -59,18 +98,26 @@ def tile_forward(
         constants["PADDING"],
         transposed,
         call.softmax,
+        alignment,
+        call.form == "pixel",
+        _same_strides(tensors),
     )
+    config = tuned(config, "tile_input" if transposed else "tile_forward", call)
+    tiles = _tiles(call, config)
+    channels = launch.channels_of_a_program(call.channels_per_group, tiles)
+    chunks = call.channels_per_group // channels
     return Launch(
         kernel=_tile_fwd_kernel,
-        programs=_tiles(call, config),
+        programs=tiles * chunks,
         arguments={
             "x_ptr": source,
             "spatial_ptr": call.spatial_filter,
             "channel_ptr": call.channel_filter if call.channel_filter is not None else source,
             "statistics_ptr": statistics if statistics is not None else source,
             "out_ptr": target,
-            "C": call.input.shape[1],
             **_sizes(call),
+            "chunks": chunks,
+            "channels": channels,
             "x_strides": strides(source),
             "spatial_strides": strides(call.spatial_filter),
             "channel_strides": channel_strides(call),
@@ -81,8 +128,8 @@ def tile_forward(
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "TRANSPOSED": transposed,
-            "ROWS": config.rows,
-            "BLOCK_W": config.block_w,
+            **_tile(config, tensors),
+            "EVEN_STRIDES": alignment == 2,
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
@@ -100,7 +147,10 @@ def tile_filters(
     call: Call, grad_output: Tensor, grad_spatial: Tensor, grad_channel: Tensor | None
 ) -> Launch:
     """Gradient of the spatial filter and, if given, of a 4-D channel filter."""
-    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.sum_dtype)
+    tensors = [call.input, grad_output, grad_channel, _gains(call)]
+    alignment = _alignment(call.input.shape[3], [*tensors, call.spatial_filter, grad_spatial])
+    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.sum_dtype, alignment)
+    config = tuned(config, "tile_filters", call)
     return Launch(
         kernel=_tile_bwd_filters_kernel,
         programs=_tiles(call, config),
@@ -125,7 +175,8 @@ def tile_filters(
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "WITH_CHANNEL": grad_channel is not None,
-            "BLOCK_W": config.block_w,
+            **_tile(config, tensors),
+            "EVEN_STRIDES": alignment == 2,
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
@@ -137,9 +188,10 @@ def tile_grad_channel(
 ) -> None:
     """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
     order."""
-    config = launch.channel_image_launch(call.input.shape[3])
     B, C, H, W = call.input.shape
-    chunks = -(-H // config.rows) * -(-W // config.block_w)
+    config = launch.channel_image_launch(H, W, B * C)
+    config = tuned(config, "tile_channel_image", call)
+    chunks = -(-H // config.block_h) * -(-W // config.block_w)
     shape = (chunks, B, C, call.window.taps)
     partial = torch.empty(shape, dtype=call.sum_dtype, device=call.input.device)
     item = Launch(
@@ -154,7 +206,7 @@ def tile_grad_channel(
             "B": B,
             "C": C,
             **_sizes(call),
-            "rows_per_chunk": config.rows,
+            "rows_per_chunk": config.block_h,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
@@ -175,8 +227,14 @@ def tile_fused(
     call: Call, grad_output: Tensor, grads: Gradients, statistics: Tensor | None
 ) -> Launch:
     """The gradients that are asked for, in one kernel: few channels, no 3-D channel filter."""
-    config = launch.fused_launch(call.input.shape[3])
     x = call.input
+    tensors = [x, grad_output, grads.input, grads.channel_filter, _gains(call)]
+    alignment = _alignment(x.shape[3], [*tensors, call.spatial_filter, grads.spatial_filter])
+    columns = call.window.kernel_size[1]
+    config = launch.fused_launch(
+        columns, call.channels_per_group, x.shape[3], call.sum_dtype, alignment
+    )
+    config = tuned(config, "fused", call)
 
     def target(tensor: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         return (x, _NO_STRIDES) if tensor is None else (tensor, strides(tensor))
@@ -209,13 +267,17 @@ def tile_fused(
         constants={
             **_constants(call),
             "CHANNELS": call.channels_per_group,
+            "UNROLLED": launch.fused_unrolled(columns),
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "WITH_INPUT": grads.input is not None,
             "WITH_SPATIAL": grads.spatial_filter is not None,
             "WITH_CHANNEL": grads.channel_filter is not None,
-            "BLOCK_H": config.rows,
+            "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
+            "PIXELS": config.pixels,
+            "SAME_STRIDES": _same_strides(tensors),
+            "EVEN_STRIDES": config.pixels == 2 and alignment == 2,
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,

@@ -1,11 +1,10 @@
-"""Runs the Triton kernels: decides between fast and general ones, and turns a call into launches.
+"""Runs the Triton kernels: decides between banded, fast and general ones, and turns a call into
+launches.
 
 ``plan_forward`` and ``plan_backward`` look at shapes, strides and dtypes only (meta tensors will
 do), so that grids can be tested and kernels compiled without a GPU. ``forward`` and ``backward``
 run the plans.
 """
-
-import contextlib
 
 import torch
 from torch import Tensor
@@ -13,6 +12,14 @@ from torch import Tensor
 from . import launch
 from .call import Call, Gradients
 from .geometry import Window
+from .launch_band import (
+    band_filters,
+    band_forward,
+    band_grad_gain,
+    holds_all_taps,
+    is_banded,
+    is_banded_backward,
+)
 from .launch_gather import (
     gather_forward,
     gather_grad_channel,
@@ -29,7 +36,7 @@ from .launch_tile import (
     tile_grad_channel,
     tile_grad_gain,
 )
-from .plan import Launch, Plan
+from .plan import Launch, Plan, run
 
 __all__ = ["Launch", "Plan", "backward", "forward", "is_fast", "plan_backward", "plan_forward"]
 
@@ -38,22 +45,12 @@ _INT32_MAX = 2**31 - 1
 
 def forward(call: Call, output: Tensor) -> None:
     """Write the filtered image into ``output``, ``(B, C, Ho, Wo)``."""
-    _run(plan_forward(call, output), call.input.device)
+    run(plan_forward(call, output), call.input.device)
 
 
 def backward(call: Call, grad_output: Tensor, grads: Gradients) -> None:
     """Write the gradients that are asked for."""
-    _run(plan_backward(call, grad_output, grads), call.input.device)
-
-
-def _run(plan: Plan, device: torch.device) -> None:
-    guard = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-    with guard:
-        for item in plan.launches:
-            options = item.options(nvidia=torch.version.hip is None)
-            item.kernel[(item.programs,)](**item.arguments, **item.constants, **options)
-        for step in plan.finish:
-            step()
+    run(plan_backward(call, grad_output, grads), call.input.device)
 
 
 def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
@@ -70,7 +67,7 @@ def is_fast(window: Window, tensors: list[Tensor | None]) -> bool:
             continue
         # from one edge of a tile to the other, or of the image where padding reads the other side
         # of it
-        height, width = window.kernel_size[0] + 8, window.kernel_size[1] + 256
+        height, width = window.kernel_size[0] + 16, window.kernel_size[1] + 256
         if window.padding_mode != "zeros":
             height, width = max(height, tensor.shape[2]), max(width, tensor.shape[3])
         if height * tensor.stride(2) + width * tensor.stride(3) > _INT32_MAX:
@@ -82,6 +79,8 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
     """Launches of the forward."""
     if call.form == "mix":
         return Plan([mix_forward(call, output)])
+    if is_banded(call):
+        return Plan([band_forward(call, call.input, output, transposed=False)])
     if is_fast(call.window, [output, call.input, call.spatial_filter, call.channel_filter]):
         return Plan([tile_forward(call, call.input, output, transposed=False)])
     return Plan([gather_forward(call, output)])
@@ -94,21 +93,24 @@ def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
         # what is left is the backward of the filter alone, from the gradient before mixing
         call, grad_output, grads = mix_backward(plan, call, grad_output, grads)
     tensors = [*grads, grad_output, call.input, call.spatial_filter, call.channel_filter]
+    banded = is_banded_backward(call, grad_output)
     fast = is_fast(call.window, tensors)
     if (
         grads.channel_filter is not None
         and call.form == "pixel"
-        and (call.channel_shared or not fast)
+        and (call.channel_shared or not (fast or banded))
     ):
         # the forward's sum times grad_output; the general kernel can add images up
         plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))
         grads = grads._replace(channel_filter=None)
     if all(grad is None for grad in grads):
         return plan
-    if not fast:
+    if banded:
+        _plan_banded(plan, call, grad_output, grads)
+    elif not fast:
         _plan_general(plan, call, grad_output, grads)
     elif call.form == "image" or not launch.fused_fits(
-        call.channels_per_group, call.window.kernel_size, call.softmax
+        call.channels_per_group, call.window.kernel_size, call.sum_dtype
     ):
         _plan_many_channels(plan, call, grad_output, grads)
     else:
@@ -186,3 +188,19 @@ def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Grad
         # S is not read under "add", which only the general kernel can leave out
         grad_gain = tile_grad_gain if call.combine == "mul" else gather_grad_gain
         plan.launches.append(grad_gain(call, grad_output, channel))
+
+
+def _plan_banded(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+    spatial, channel = grads.spatial_filter, grads.channel_filter
+    statistics = None
+    with_delta = spatial is not None and not holds_all_taps(call)
+    if grads.input is not None or with_delta:
+        statistics = _statistics(plan, call, grad_output, with_delta)
+    if grads.input is not None:
+        item = band_forward(call, grad_output, grads.input, transposed=True, statistics=statistics)
+        plan.launches.append(item)
+    _plan_border(plan, call, grad_output, grads, statistics)
+    if spatial is not None:
+        plan.launches.append(band_filters(call, grad_output, spatial, statistics))
+    if channel is not None:
+        plan.launches.append(band_grad_gain(call, grad_output, channel))

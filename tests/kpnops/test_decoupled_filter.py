@@ -158,8 +158,8 @@ def test_channel_counts(channels: int, channel_filter: str, device: str) -> None
 @pytest.mark.parametrize("channels", [3, 5])
 @pytest.mark.parametrize("channel_filter", ["none", "image", "pixel"])
 def test_several_tiles_with_an_interior(channels: int, channel_filter: str, device: str) -> None:
-    # Tiles (of up to 256 columns) that touch no border take a variant of their own.
-    size, kernel_size = ((9, 523), (2, 2)) if INTERPRETED else ((13, 523), (3, 3))
+    # Tiles (of up to 16 x 64 pixels) that read beyond no border take a variant of their own.
+    size, kernel_size = ((18, 67), (2, 2)) if INTERPRETED else ((37, 523), (3, 3))
     case = Case(
         channels=channels, size=size, kernel_size=kernel_size, channel_filter=channel_filter
     ).with_dtype(torch.float32)

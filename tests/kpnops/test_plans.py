@@ -249,7 +249,7 @@ def test_scale_factor_takes_the_general_kernels(padding_mode):
 def test_grid_passes_65535_blocks_on_one_axis():
     """One-dimensional grids: no axis with the 65,535 limit of CUDA's second and third is used."""
     forward, backward = plans((70_000, 3, 64, 64), kernel_size=(3, 3))
-    assert forward[0].programs == 70_000 * 16
+    assert forward[0].programs == 70_000 * 4
     assert all(65_535 < launch.programs <= INT32_MAX for launch in backward)
     for options in ({"form": "pixel"}, {"form": "mix"}, {"form": "image"}):
         launches = plans((70_000, 3, 64, 64), softmax=True, **GENERAL, **options)
@@ -261,8 +261,65 @@ def test_grid_passes_65535_blocks_on_one_axis():
 def test_every_pixel_has_a_program():
     forward, _ = plans((2, 3, 41, 301), kernel_size=(3, 3))
     constants = forward[0].constants
-    tiles = -(-41 // constants["ROWS"]) * -(-301 // constants["BLOCK_W"])
+    tiles = -(-41 // constants["BLOCK_H"]) * -(-301 // constants["BLOCK_W"])
     assert forward[0].programs == 2 * tiles
+
+
+@pytest.mark.parametrize(
+    ("shape", "programs"),
+    [
+        ((1, 64, 512, 512), 32 * 8 * 4),  # 256 tiles of 16 x 64: each has 16 of the channels
+        ((32, 256, 7, 7), 32 * 32),  # one tile an image
+        ((1, 37, 16, 16), 37),  # what divides 37
+        ((4, 64, 1080, 1920), 4 * 68 * 30),  # enough tiles: no program has part of the channels
+        ((1, 3, 7, 7), 1),  # a program has 4 channels, or all
+    ],
+)
+def test_few_tiles_share_out_the_channels(shape, programs):
+    """A program's chunks of channels are equal, and cover all of them."""
+    forward, backward = plans(shape, kernel_size=(3, 3))
+    assert forward[0].programs == programs
+    for item in forward + backward:
+        if "chunks" in item.arguments:
+            assert item.arguments["chunks"] * item.arguments["channels"] == shape[1]
+
+
+@pytest.mark.parametrize("kernel_size", [(1, 1), (1, 12), (12, 1), (3, 3), (5, 5), (7, 7)], ids=str)
+@pytest.mark.parametrize("width", [1, 7, 8, 9, 16, 30, 40, 64, 1000])
+def test_a_tile_is_its_threads_and_as_high_as_offsets_allow(kernel_size, width):
+    """``is_fast`` counts on at most 16 rows and 256 columns of a tile."""
+    forward, backward = plans((1, 8, 64, width), kernel_size=kernel_size)
+    for item in forward + backward:
+        constants = item.constants
+        if "ROWS" not in constants:
+            continue
+        pixels = constants["BLOCK_H"] * constants["BLOCK_W"]
+        share = constants["ROWS"] * constants["PIXELS"]
+        assert constants["BLOCK_H"] % constants["ROWS"] == 0
+        assert pixels % (share * 32 * item.num_warps) == 0
+        assert constants["BLOCK_H"] <= 16
+        assert constants["BLOCK_W"] <= 256
+
+
+@pytest.mark.parametrize(
+    ("width", "columns", "pixels", "even"),
+    [(512, 1, 2, False), (500, 1, 2, True), (501, 1, 1, False), (512, 2, 1, False)],
+)
+def test_two_pixels_are_loaded_at_once_where_rows_begin_at_even_offsets(
+    width, columns, pixels, even
+):
+    """Of any tensor; and Triton knows by itself of strides that are multiples of 16 only."""
+    from kpnops._decoupled_filter.call import Call
+    from kpnops._decoupled_filter.triton_backend import plan_forward
+
+    image = torch.empty((1, 8, 64, width * columns), device="meta")[..., ::columns]
+    taps = torch.empty((1, 9, 64, width), device="meta")
+    output = torch.empty((1, 8, 64, width), device="meta")
+    call = Call(image, taps, None, Window((3, 3)), "mul")
+    (item,) = plan_forward(call, output).launches
+    assert item.constants["PIXELS"] == pixels
+    assert item.constants["EVEN_STRIDES"] == even
+    assert item.constants["SAME_STRIDES"] == (columns == 1)
 
 
 def test_tensors_beyond_32_bit_offsets_take_the_general_kernels():

@@ -100,7 +100,7 @@ def test_launches_run_under_a_guard_of_the_tensors_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", guard)
     launch = backend.Launch(Kernel(), 7, {}, {}, 4, 255)
     plan = backend.Plan([launch], [lambda: events.append("finish")])
-    backend._run(plan, torch.device("cuda:1"))
+    backend.run(plan, torch.device("cuda:1"))
     assert events == ["enter cuda:1", "launch (7,)", "finish", "leave"]
 
 

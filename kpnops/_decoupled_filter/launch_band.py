@@ -1,0 +1,268 @@
+"""Launches of the banded products, with their parameters: pure functions."""
+
+import functools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from .call import Call
+from .kernels_band import BLOCK_W
+from .kernels_band_filters import _band_bwd_filters_kernel
+from .kernels_band_fwd import _band_fwd_kernel
+from .launch import MAX_REGISTERS
+from .launch_table import tuned
+from .plan import Launch, channel_strides, strides
+from .route import interpreted
+
+__all__ = [
+    "BandLaunch",
+    "architecture",
+    "band_filters",
+    "band_forward",
+    "band_grad_gain",
+    "filters_launch",
+    "forward_launch",
+    "holds_all_taps",
+    "is_banded",
+    "is_banded_backward",
+]
+
+# What the window of the kernels serves.
+MAX_SIDE = 17
+# A tile of the tensor cores has 16 rows: with fewer channels it would be empty in part.
+MIN_CHANNELS = 16
+# More would compile for seconds, to more than 6,000 instructions.
+MAX_UNROLLED_PRODUCTS = 48
+# Rows of taps whose gradients a program holds.
+MAX_ROWS_OF_TAPS = 7
+MAX_ROWS_OF_TAPS_SOFTMAX = 3
+_TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@dataclass(frozen=True)
+class BandLaunch:
+    """``rows`` rows of pixels times ``block_c`` channels, run by ``num_warps`` warps."""
+
+    rows: int
+    block_c: int
+    num_warps: int
+    ahead: int = 0  # rows of the window that taps are loaded before their use; 0: not unrolled
+
+
+def is_banded(call: Call) -> bool:
+    """Whether the banded products take a forward: 16-bit image and spatial filter of one dtype, 16
+    channels or more to a group, up to 17 taps along a side."""
+    window = call.window
+    if window.stride != (1, 1) or window.dilation != (1, 1) or window.scale != 1:
+        return False
+    if call.form not in ("none", "pixel") or (call.form == "pixel" and call.combine != "mul"):
+        return False
+    dtype = call.input.dtype
+    if dtype not in _TYPES or call.spatial_filter.dtype != dtype:
+        return False
+    if call.sum_dtype != torch.float32 or call.channels_per_group < MIN_CHANNELS:
+        return False
+    if call.softmax and not (_splits(dtype) and call.result_dtype == dtype):
+        return False  # two terms of a probability are short of a float32 result
+    if window.taps == 1 or max(window.kernel_size) > MAX_SIDE:
+        return False
+    return _holds_tiles(architecture(call.input.device))
+
+
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """Architecture of an AMD GPU, such as "gfx942"; empty for all others."""
+    if device.type != "cuda" or torch.version.hip is None:
+        return ""
+    return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+
+
+def _holds_tiles(architecture: str) -> bool:
+    """Whether the tiles stay in registers: on RDNA (gfx10 and later) they spill, on gfx1100 1084
+    bytes in the forward of 64 channels with 3 x 3 taps."""
+    return not architecture.startswith("gfx1")
+
+
+def is_banded_backward(call: Call, grad_output: Tensor) -> bool:
+    """Whether they take the backward too."""
+    if not is_banded(call):
+        return False
+    return _splits(call.input.dtype) or not _needs_terms(call, grad_output)
+
+
+def _splits(dtype: torch.dtype) -> bool:
+    """Whether two terms of a dtype stand for any float32 value: float16 has not the range."""
+    return dtype == torch.bfloat16
+
+
+def _needs_terms(call: Call, grad_output: Tensor) -> bool:
+    """Whether the product of gradient and gain is not a value of the operands' dtype."""
+    return call.form == "pixel" or grad_output.dtype != call.input.dtype
+
+
+def _by_float32(call: Call, grad_output: Tensor) -> bool:
+    """Whether the terms of gradient times gain take float32 instructions, many times as many."""
+    gains = call.channel_filter
+    return gains is None or not gains.dtype == grad_output.dtype == call.input.dtype
+
+
+def forward_launch(kernel_size: tuple[int, int], channels_per_group: int, terms: int) -> BandLaunch:
+    """Forward, and gradient of the input: a warp for each 16 channels, the rows of a tile of the
+    tensor cores, up to the 64 of a group of four warps.
+
+    Each row of taps counts as ``terms`` products. With too many to unroll a program has fewer rows
+    of pixels, or walks the rows of taps in a loop.
+    """
+    products = kernel_size[0] * terms
+    rows = 4 if 4 * products <= MAX_UNROLLED_PRODUCTS else 2
+    ahead = 0
+    if rows * products <= MAX_UNROLLED_PRODUCTS:
+        ahead = 3 if kernel_size[1] <= 8 else 1
+    return BandLaunch(rows, *_channels(channels_per_group), ahead)
+
+
+def filters_launch(
+    kernel_size: tuple[int, int], channels_per_group: int, softmax: bool
+) -> BandLaunch:
+    """Gradients of the filters: ``rows`` rows of taps, 16 values a thread for each two rows of the
+    window, and as many under softmax for the probabilities."""
+    most = MAX_ROWS_OF_TAPS_SOFTMAX if softmax else MAX_ROWS_OF_TAPS
+    chunks = -(-kernel_size[0] // most)
+    # blocks of 64 channels take over 200 registers where the width is odd
+    return BandLaunch(-(-kernel_size[0] // chunks), min(32, _channels(channels_per_group)[0]), 4)
+
+
+def _channels(channels_per_group: int) -> tuple[int, int]:
+    """Channels of a block, and warps."""
+    block_c = 64 if channels_per_group > 32 else 32 if channels_per_group > 16 else 16
+    return block_c, block_c // 16
+
+
+def holds_all_taps(call: Call) -> bool:
+    """Whether a program of the filters' gradients holds all rows of taps."""
+    config = filters_launch(call.window.kernel_size, call.channels_per_group, call.softmax)
+    return config.rows >= call.window.kernel_size[0]
+
+
+def _registers(call: Call) -> int | None:
+    """Without the bound NVIDIA's assembler spills under softmax, at as little as 96 registers."""
+    return MAX_REGISTERS if call.softmax else None
+
+
+def _constants(call: Call) -> dict[str, Any]:
+    # Triton's interpreter has no product in bfloat16
+    dtype = tl.float32 if interpreted() else _TYPES[call.input.dtype]
+    return {
+        "KH": call.window.kernel_size[0],
+        "KW": call.window.kernel_size[1],
+        "FORM": call.form,
+        "PADDING": call.window.padding_mode,
+        "SOFTMAX": call.softmax,
+        "OPERAND": dtype,
+    }
+
+
+def band_forward(
+    call: Call,
+    source: Tensor,
+    target: Tensor,
+    transposed: bool,
+    statistics: Tensor | None = None,
+) -> Launch:
+    """The forward from ``source``; transposed, the gradient of the input from that of the output.
+
+    Only transposed it needs the ``statistics`` of a softmax.
+    """
+    constants = _constants(call)
+    if transposed:  # what other paddings read again is the general kernel's
+        constants["PADDING"] = "zeros"
+    B, C, H, W = call.input.shape
+    split = transposed and _needs_terms(call, source)
+    terms = 2 if call.softmax else 1
+    if split and _by_float32(call, source):
+        terms *= 2
+    config = forward_launch(call.window.kernel_size, call.channels_per_group, terms)
+    config = tuned(config, "band_input" if transposed else "band_forward", call)
+    blocks_c = -(-call.channels_per_group // config.block_c)
+    return Launch(
+        kernel=_band_fwd_kernel,
+        programs=-(-W // BLOCK_W.value) * blocks_c * -(-H // config.rows) * B * call.groups,
+        arguments={
+            "x_ptr": source,
+            "spatial_ptr": call.spatial_filter,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else source,
+            "statistics_ptr": statistics if statistics is not None else source,
+            "out_ptr": target,
+            "C": C,
+            "GROUPS": call.groups,
+            "H": H,
+            "W": W,
+            "x_strides": strides(source),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
+            "out_strides": strides(target),
+        },
+        constants={
+            **constants,
+            "TRANSPOSED": transposed,
+            "SPLIT": split,
+            "ROWS": config.rows,
+            "BLOCK_C": config.block_c,
+            "AHEAD": config.ahead,
+        },
+        num_warps=config.num_warps,
+        max_registers=_registers(call),
+    )
+
+
+def band_grad_gain(call: Call, grad_output: Tensor, grad_channel: Tensor) -> Launch:
+    """Gradient of a 4-D channel filter: the forward with grad_output for a gain."""
+    return band_forward(
+        replace(call, channel_filter=grad_output), call.input, grad_channel, transposed=False
+    )
+
+
+def band_filters(
+    call: Call,
+    grad_output: Tensor,
+    grad_spatial: Tensor,
+    statistics: Tensor | None,
+) -> Launch:
+    """Gradient of the spatial filter."""
+    B, C, H, W = call.input.shape
+    config = filters_launch(call.window.kernel_size, call.channels_per_group, call.softmax)
+    config = tuned(config, "band_filters", call)
+    chunks = -(-call.window.kernel_size[0] // config.rows)
+    x = call.input
+    return Launch(
+        kernel=_band_bwd_filters_kernel,
+        programs=-(-W // BLOCK_W.value) * chunks * -(-H // 2) * B * call.groups,
+        arguments={
+            "x_ptr": x,
+            "grad_ptr": grad_output,
+            "spatial_ptr": call.spatial_filter,
+            "channel_ptr": call.channel_filter if call.channel_filter is not None else x,
+            "statistics_ptr": statistics if statistics is not None else x,
+            "grad_spatial_ptr": grad_spatial,
+            "C": C,
+            "GROUPS": call.groups,
+            "H": H,
+            "W": W,
+            "x_strides": strides(x),
+            "grad_strides": strides(grad_output),
+            "spatial_strides": strides(call.spatial_filter),
+            "channel_strides": channel_strides(call),
+            "grad_spatial_strides": strides(grad_spatial),
+        },
+        constants={
+            **_constants(call),
+            "SPLIT": _needs_terms(call, grad_output),
+            "CHUNK": config.rows,
+            "BLOCK_C": config.block_c,
+        },
+        num_warps=config.num_warps,
+        max_registers=_registers(call),
+    )
