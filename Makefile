@@ -12,7 +12,7 @@ DATA ?=
 MINUTES ?= 4
 WORKERS ?= 2
 
-.PHONY: install demo test test-all test-slow-slice fuzz lint types bench clean
+.PHONY: install demo test test-all test-slow-slice fuzz lint types bench gpu clean
 
 install: $(READY)
 
@@ -62,6 +62,17 @@ types: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench/
+
+# On a machine with a GPU: its tests, then the benchmark matrix, into bench/results/<device>.json with
+# a report and plots. Installs nothing and uses the python3 at hand. Each call takes at most
+# GPU_MINUTES and goes on where the last one stopped; PART names one part (tests, goals, ...),
+# GPU_FLAGS any option of `python -m bench.gpu`, COMMIT the commit where there is no git.
+GPU_MINUTES ?= 9
+PART ?=
+GPU_FLAGS ?=
+gpu:
+	PYTHONPATH=. $(if $(COMMIT),COMMIT=$(COMMIT)) $(PYTHON) -m bench.gpu --minutes $(GPU_MINUTES) \
+		$(if $(PART),--part $(PART)) $(GPU_FLAGS) || [ $$? -eq 3 ]  # 3: some is left to do
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

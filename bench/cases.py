@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 FORWARD = "forward"
+BACKWARD = "backward"  # all gradients, the forward not timed
 FORWARD_BACKWARD = "forward+backward"
-PASSES = (FORWARD, FORWARD_BACKWARD)
+PASSES = (FORWARD, BACKWARD, FORWARD_BACKWARD)
+# Most alternatives are only compared in these.
+COMPARED_PASSES = (FORWARD, FORWARD_BACKWARD)
+
+CONTIGUOUS = "contiguous"
+CHANNELS_LAST = "channels_last"
+SOFTMAX = "softmax"
 
 # The float32 shapes that the authors of decoupled dynamic filters time: kernel size 3, filters per
 # image (B, C, H, W).
@@ -17,7 +24,7 @@ IMAGE_SIZES = [(512, 512), (1080, 1920), (2160, 3840)]
 IMAGE_KERNEL_SIZES = (3, 5, 7, 11, 21)
 CHANNEL_FILTERS = ("pixel", "image")
 # (input, filters). The last pair is what autocast gives: a network's bfloat16 filters on a float32
-# radiance image.
+# radiance image; it is called "bfloat16+float32".
 CPU_DTYPES = [("float32", "float32")]
 GPU_DTYPES = [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
 
@@ -38,7 +45,11 @@ class Tensors(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: stride 1, dilation 1, zero padding, one spatial group, `combine="mul"`."""
+    """One problem: stride 1, dilation 1, zero padding, one spatial group, `combine="mul"`.
+
+    Raises:
+        ValueError: a field has a value that no benchmark knows.
+    """
 
     batch: int
     channels: int
@@ -48,6 +59,21 @@ class Case:
     channel_filter: str = "pixel"  # "pixel": (B, C, H, W); "image": (B, C, K*K)
     input_dtype: str = "float32"
     filter_dtype: str = "float32"
+    layout: str = CONTIGUOUS  # of all four-dimensional tensors
+    normalize: str | None = None  # None or SOFTMAX
+
+    def __post_init__(self):
+        known = {
+            "channel_filter": CHANNEL_FILTERS,
+            "layout": (CONTIGUOUS, CHANNELS_LAST),
+            "normalize": (None, SOFTMAX),
+        }
+        for field_name, values in known.items():
+            if getattr(self, field_name) not in values:
+                value = getattr(self, field_name)
+                raise ValueError(f"{field_name}: expected one of {values}, got {value!r}")
+        for dtype in (self.input_dtype, self.filter_dtype):
+            as_dtype(dtype)  # raises for an unknown name
 
     @property
     def shape(self) -> str:
@@ -58,12 +84,19 @@ class Case:
     @property
     def name(self) -> str:
         """Unique name of the case."""
-        dtypes = (
-            self.input_dtype
-            if self.input_dtype == self.filter_dtype
-            else f"{self.input_dtype}+{self.filter_dtype}_filters"
-        )
-        return f"{self.shape}-{self.channel_filter}-{dtypes}"
+        parts = [self.shape, self.channel_filter, self.dtype]
+        if self.layout != CONTIGUOUS:
+            parts.append(self.layout)
+        if self.normalize is not None:
+            parts.append(self.normalize)
+        return "-".join(parts)
+
+    @property
+    def dtype(self) -> str:
+        """Data types in one word: `bfloat16+float32` for bfloat16 filters on a float32 image."""
+        if self.input_dtype == self.filter_dtype:
+            return self.input_dtype
+        return f"{self.filter_dtype}+{self.input_dtype}"
 
     @property
     def taps(self) -> int:
@@ -138,9 +171,8 @@ def minimal_bytes(case: Case, pass_name: str) -> int:
     arguments and the cotangent are read once and three gradients are written once.
     """
     forward = case.argument_bytes + case.result_bytes
-    if pass_name == FORWARD:
-        return forward
-    return forward + backward_bytes(case)
+    backward = backward_bytes(case)
+    return {FORWARD: forward, BACKWARD: backward, FORWARD_BACKWARD: forward + backward}[pass_name]
 
 
 def backward_bytes(case: Case) -> int:
@@ -162,15 +194,20 @@ def make_tensors(case: Case, device: torch.device, seed: int = 0) -> Tensors:
     generator = torch.Generator(device).manual_seed(seed)
 
     def normal(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        values = torch.randn(shape, generator=generator, device=device, dtype=dtype)
+        if case.layout == CHANNELS_LAST and len(shape) == 4:
+            return values.contiguous(memory_format=torch.channels_last)
+        return values
 
     image = (case.batch, case.channels, case.height, case.width)
     per_image = (case.batch, case.channels, case.taps)
     filter_dtype = as_dtype(case.filter_dtype)
     spatial_filter = normal((case.batch, case.taps, case.height, case.width), filter_dtype)
+    if case.normalize is None:  # logits are as they come
+        spatial_filter.div_(case.kernel_size)
     return Tensors(
         input=normal(image, as_dtype(case.input_dtype)),
-        spatial_filter=spatial_filter.div_(case.kernel_size),
+        spatial_filter=spatial_filter,
         channel_filter=normal(image if case.channel_filter == "pixel" else per_image, filter_dtype),
         cotangent=normal(image, case.result_dtype),
     )

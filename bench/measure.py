@@ -1,18 +1,31 @@
 """Check, then time, all providers of one case and pass side by side."""
 
 import gc
-import statistics
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from bench.cases import FORWARD, Case, Tensors, make_tensors, minimal_bytes
-from bench.operations import Call, OperationCall
+from bench.cases import FORWARD, FORWARD_BACKWARD, Case, Tensors, make_tensors
+from bench.graphs import GraphCall, calls_in_graph
+from bench.operations import Call, OperationCall, prepare
 from bench.oracle import Tile, WrongResultError, check, oracle_tiles
 from bench.providers import DEVICE_COPY, KPNOPS, Provider, skip_reason
-from bench.results import FAILED, MEASURED, SKIPPED, Row
+from bench.results import (
+    DEVICE,
+    FAILED,
+    GRAPH,
+    MEASURED,
+    MEBIBYTE,
+    SKIPPED,
+    WALL,
+    YARDSTICK,
+    Row,
+    stamped,
+    with_durations,
+)
 from bench.timing import (
     OtherLoad,
     cache_bytes,
@@ -25,6 +38,12 @@ from bench.timing import (
     time_in_turns,
 )
 
+Progress = Callable[[str], object]
+
+
+class DeviceLostError(Exception):
+    """The device's context is broken: nothing more can be run in this process."""
+
 
 @dataclass
 class Measurement:
@@ -34,12 +53,24 @@ class Measurement:
     durations: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Group:
+    """What is compared: one case and pass, by one clock."""
+
+    case: Case
+    pass_name: str  # one of `cases.PASSES`
+    device: torch.device
+    clock: str  # one of `results.CLOCKS`
+
+
 def measure_group(
     providers: list[Provider],
     case: Case,
     pass_name: str,
     device: torch.device,
     seconds: float,
+    in_graph: bool = False,
+    progress: Progress = lambda provider: None,
 ) -> dict[str, Measurement]:
     """Check every provider that can run, then time them in turns.
 
@@ -49,9 +80,14 @@ def measure_group(
         pass_name: one of `cases.PASSES`.
         device: where to run.
         seconds: how long to time each provider; 0 checks and times nothing.
+        in_graph: whether to time replays of CUDA graphs instead of calls.
+        progress: is told the name of a provider before its first call, "" before all are timed.
 
     Returns:
         For each provider its measurement; skipped and wrong ones say why.
+
+    Raises:
+        DeviceLostError: a kernel broke the device's context.
     """
     # Without a reset an earlier case's sizes make later code generation choose dynamic shapes.
     torch._dynamo.reset()
@@ -59,38 +95,43 @@ def measure_group(
     if device.type != "cpu":
         torch.cuda.empty_cache()  # blocks cut for the last case's sizes
     free = free_memory(device)
+    group = Group(
+        case, pass_name, device, WALL if device.type == "cpu" else GRAPH if in_graph else DEVICE
+    )
     measurements, runnable = {}, []
     for provider in providers:
         reason = skip_reason(provider, case, pass_name, device, free)
+        if in_graph and device.type == "cpu":
+            reason = "graphs need a GPU"
         row = Row(
-            case=case,
-            pass_name=pass_name,
-            provider=provider.name,
-            yardstick=provider.yardstick,
-            status=MEASURED if reason is None else SKIPPED,
-            reason=reason or "",
-            minimal_bytes=minimal_bytes(case, pass_name),
+            case,
+            pass_name,
+            group.clock,
+            provider.name,
+            provider.role,
+            MEASURED if reason is None else SKIPPED,
+            reason or "",
         )
-        measurements[provider.name] = Measurement(row)
+        measurements[provider.name] = Measurement(stamped(row))
         if reason is None:
             runnable.append(provider)
     if runnable:
-        _measure_runnable(runnable, measurements, case, pass_name, device, seconds, free)
-    return _with_ratios(measurements)
+        _measure_runnable(runnable, measurements, group, seconds, free, progress)
+    return _with_fractions(measurements)
 
 
 def _measure_runnable(
     providers: list[Provider],
     measurements: dict[str, Measurement],
-    case: Case,
-    pass_name: str,
-    device: torch.device,
+    group: Group,
     seconds: float,
     free: int,
+    progress: Progress,
 ) -> None:
     """Fill in the measurements of providers that can run."""
+    case, device = group.case, group.device
     first = make_tensors(case, device)
-    tiles = _kept_tiles(case, first, pass_name, free)
+    tiles = _kept_tiles(case, first, group.pass_name, free)
     set_bytes = case.argument_bytes + case.result_bytes
     # Clones are right for all: the check of the first set holds for each.
     sets = [first] + [
@@ -100,10 +141,15 @@ def _measure_runnable(
     rotations = {}
     for provider in providers:
         measurement = measurements[provider.name]
+        progress(provider.name)
         try:
-            calls = provider.make_calls(case, pass_name, sets)
+            calls = provider.make_calls(case, group.pass_name, sets)
             measurement.row = _checked(provider, calls[0], measurement.row, tiles, first, device)
+            if group.clock == GRAPH:
+                calls = _captured(calls, case, group.pass_name)
         except Exception as error:
+            if _device_is_lost(error):
+                raise DeviceLostError(_first_line(error)) from error
             # One that breaks (out of memory, a code generator's failure) must not hide the others.
             reason = str(error) if isinstance(error, WrongResultError) else _first_line(error)
             measurement.row = replace(measurement.row, status=FAILED, reason=reason)
@@ -112,21 +158,27 @@ def _measure_runnable(
     del tiles
     if seconds == 0:
         return
+    progress("")
     load = OtherLoad()
     timed = time_in_turns(rotations, clock_of(device), seconds)
     other_load = load.cores()
     for name, durations in timed.items():
         measurement = measurements[name]
         measurement.durations = durations
-        lower, median, upper = statistics.quantiles(durations, n=4, method="inclusive")
-        measurement.row = replace(
-            measurement.row,
-            rounds=len(durations),
-            median=median,
-            quartiles=(lower, upper),
-            bytes_per_second=measurement.row.minimal_bytes / median,
-            other_load=other_load,
-        )
+        row = replace(measurement.row, other_load=other_load)
+        measurement.row = with_durations(row, durations)
+
+
+def _captured(calls: list[Call], case: Case, pass_name: str) -> list[Call]:
+    results = case.result_bytes + (0 if pass_name == FORWARD else case.argument_bytes)
+    return [GraphCall(calls, calls_in_graph(len(calls), results))]
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """Whether a GPU's context is broken, which every later call in this process would report."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return "CUDA error" in str(error) or "Triton Error [CUDA]: an illegal" in str(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -156,46 +208,39 @@ def _checked(
         if provider.name != KPNOPS:
             # What other people's code generators deprecate is not this benchmark's failure.
             warnings.simplefilter("ignore")
+        prepare(call)
         start = time.perf_counter()
         outputs = call()
         synchronize(device)
         first_call = time.perf_counter() - start
         error = None
-        if not provider.yardstick:
+        if provider.role != YARDSTICK:
             source = tiles or oracle_tiles(row.case, tensors, row.pass_name)
-            error = check(row.case, outputs, source, provider.working_dtype(row.case))
+            working = provider.working_dtype(row.case)
+            error = check(row.case, outputs, source, working, row.pass_name)
         saved = None
-        if row.pass_name != FORWARD and isinstance(call, OperationCall):
-            saved = kept_bytes(call.forward, device) - row.case.result_bytes
+        if row.pass_name == FORWARD_BACKWARD and isinstance(call, OperationCall):
+            saved = (kept_bytes(call.forward, device) - row.case.result_bytes) / MEBIBYTE
         del outputs
-        peak = peak_bytes(call, device)
-    return replace(row, first_call=first_call, error=error, saved_bytes=saved, peak_bytes=peak)
+        prepare(call)
+        peak = peak_bytes(call, device) / MEBIBYTE
+    return replace(
+        row,
+        first_call_milliseconds=1e3 * first_call,
+        error=error,
+        saved_mebibytes=saved,
+        peak_mebibytes=peak,
+    )
 
 
-def _with_ratios(measurements: dict[str, Measurement]) -> dict[str, Measurement]:
-    """Return the measurements, each median compared with kpnops's, the best other and a copy's."""
-    medians = {
-        name: measurement.row.median
-        for name, measurement in measurements.items()
-        if measurement.row.median is not None
-    }
-    alternatives = [
-        median
-        for name, median in medians.items()
-        if name != KPNOPS and not measurements[name].row.yardstick
-    ]
-    references = {
-        "time_over_kpnops": medians.get(KPNOPS),
-        "time_over_best_alternative": min(alternatives, default=None),
-    }
-    copy = medians.get(DEVICE_COPY)
-    for name, median in medians.items():
-        ratios = {
-            field_name: median / reference
-            for field_name, reference in references.items()
-            if reference is not None
-        }
-        if copy is not None:
-            ratios["fraction_of_copy"] = copy / median
-        measurements[name].row = replace(measurements[name].row, **ratios)
+def _with_fractions(measurements: dict[str, Measurement]) -> dict[str, Measurement]:
+    """Return the measurements, each median as a share of the copy's in the same turns."""
+    copy = measurements.get(DEVICE_COPY)
+    if copy is None or copy.row.milliseconds is None:
+        return measurements
+    for measurement in measurements.values():
+        milliseconds = measurement.row.milliseconds
+        if milliseconds is not None:
+            fraction = copy.row.milliseconds / milliseconds
+            measurement.row = replace(measurement.row, fraction_of_copy=fraction)
     return measurements

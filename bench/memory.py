@@ -5,13 +5,20 @@ Computed before anything is run, to skip what would not fit; tests compare it wi
 
 import torch
 
-from bench.cases import FORWARD, Case, minimal_bytes
+from bench.cases import FORWARD, SOFTMAX, Case, minimal_bytes
 
 KPNOPS_CPU_WORKSPACE = 32 * 2**20
 
 
 def _gradient_bytes(case: Case, pass_name: str) -> int:
     return 0 if pass_name == FORWARD else case.argument_bytes
+
+
+def _softmax_bytes(case: Case, pass_name: str) -> int:
+    """Probabilities; for the backward their gradient, and what its softmax makes on the way."""
+    if case.normalize != SOFTMAX:
+        return 0
+    return case.spatial_filter_bytes * (1 if pass_name == FORWARD else 3)
 
 
 def _padded_bytes(case: Case) -> int:
@@ -23,14 +30,21 @@ def _padded_bytes(case: Case) -> int:
 def kpnops_bytes(case: Case, pass_name: str, device: torch.device) -> int:
     """kpnops: results, and the CPU path's workspace."""
     workspace = KPNOPS_CPU_WORKSPACE if device.type == "cpu" else 0
+    if case.normalize == SOFTMAX and pass_name != FORWARD:
+        workspace += 3 * 4 * case.pixels  # three float32 numbers for each pixel, at most
     return case.result_bytes + _gradient_bytes(case, pass_name) + workspace
+
+
+def unfused_bytes(case: Case, pass_name: str, device: torch.device) -> int:
+    """kpnops after PyTorch's softmax."""
+    return kpnops_bytes(case, pass_name, device) + _softmax_bytes(case, pass_name)
 
 
 def unfold_bytes(case: Case, pass_name: str, device: torch.device) -> int:
     """eager unfold: whole copies of columns, filters and their product."""
     numbers = case.pixels * case.channels * case.taps
     columns, filters = numbers * case.input_size, numbers * case.filter_size
-    product = numbers * case.result_size
+    product = numbers * case.result_size + _softmax_bytes(case, pass_name)
     if pass_name == FORWARD:
         return columns + filters + product + case.result_bytes
     # The product's backward holds columns, filters and the gradients of both.
@@ -40,7 +54,7 @@ def unfold_bytes(case: Case, pass_name: str, device: torch.device) -> int:
 def slices_bytes(case: Case, pass_name: str, device: torch.device) -> int:
     """eager slices."""
     # The sum, and per image the filter of one tap; a gain makes a second result.
-    forward = _padded_bytes(case) + 3 * case.result_bytes
+    forward = _padded_bytes(case) + 3 * case.result_bytes + _softmax_bytes(case, pass_name)
     if pass_name == FORWARD:
         return forward
     # Per image the backward keeps every tap's filter.
@@ -55,7 +69,7 @@ def slices_bytes(case: Case, pass_name: str, device: torch.device) -> int:
 def compiled_bytes(case: Case, pass_name: str, device: torch.device) -> int:
     """compiled unfold or slices, whose loops are fused."""
     # A padded copy of the input, the result, and float32 sums for scattered gradients.
-    forward = _padded_bytes(case) + 2 * case.result_bytes
+    forward = _padded_bytes(case) + 2 * case.result_bytes + _softmax_bytes(case, pass_name)
     if pass_name == FORWARD:
         return forward
     scattered = _padded_bytes(case) * 4 // case.input_size

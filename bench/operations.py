@@ -15,18 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import kpnops
-from bench.cases import FORWARD, Case, Tensors, minimal_bytes
+from bench.cases import BACKWARD, FORWARD, SOFTMAX, Case, Tensors, minimal_bytes
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Call = Callable[[], tuple[Tensor, ...]]
 
 
 class OperationCall:
-    """One call of an operation on one set of tensors; returns the result, then the gradients."""
+    """One call of an operation on one set of tensors; returns the result, then the gradients.
+
+    The pass `BACKWARD` returns the gradients alone, of a forward that `prepare` makes before.
+    """
 
     def __init__(self, operation: Operation, pass_name: str, tensors: Tensors):
         self.operation = operation
         self.differentiate = pass_name != FORWARD
+        self.prepares = pass_name == BACKWARD
+        self._prepared: Tensor | None = None
         self.cotangent = tensors.cotangent
         self.arguments = tuple(
             argument.detach().requires_grad_(self.differentiate) for argument in tensors.arguments
@@ -37,17 +42,54 @@ class OperationCall:
         with torch.set_grad_enabled(self.differentiate):
             return self.operation(*self.arguments)
 
+    def prepare(self) -> None:
+        """Make the forward whose backward the next call is; nothing for other passes."""
+        if self.prepares and self._prepared is None:
+            self._prepared = self.forward()
+
     def __call__(self) -> tuple[Tensor, ...]:
         """Return the result and, where the pass has a backward, all three gradients."""
+        if self.prepares:
+            self.prepare()
+            # Handed over, so that the graph is freed: a compiled backward can be run only once.
+            result, self._prepared = self._prepared, None
+            assert result is not None
+            return torch.autograd.grad(result, self.arguments, self.cotangent)
         result = self.forward()
         if not self.differentiate:
             return (result,)
         return result, *torch.autograd.grad(result, self.arguments, self.cotangent)
 
 
+def prepare(call: Call) -> None:
+    """Do what a call needs done before it is timed."""
+    if isinstance(call, OperationCall):
+        call.prepare()
+
+
+def normalized(case: Case, operation: Operation) -> Operation:
+    """Return the operation after a softmax over the taps, where the case asks for one."""
+    if case.normalize != SOFTMAX:
+        return operation
+
+    def after_softmax(input: Tensor, spatial_filter: Tensor, channel_filter: Tensor) -> Tensor:
+        return operation(input, spatial_filter.softmax(dim=1), channel_filter)
+
+    return after_softmax
+
+
 def kpnops_operation(case: Case) -> Operation:
     """Return `kpnops.decoupled_filter` for the case."""
-    return partial(kpnops.decoupled_filter, kernel_size=case.kernel_size)
+    return partial(
+        kpnops.decoupled_filter,
+        kernel_size=case.kernel_size,
+        normalize="softmax" if case.normalize == SOFTMAX else None,
+    )
+
+
+def unfused_operation(case: Case) -> Operation:
+    """Return `kpnops.decoupled_filter` after PyTorch's softmax, which stores the probabilities."""
+    return normalized(case, partial(kpnops.decoupled_filter, kernel_size=case.kernel_size))
 
 
 def unfold_operation(case: Case) -> Operation:
@@ -63,7 +105,7 @@ def unfold_operation(case: Case) -> Operation:
             filters = spatial_filter[:, None] * channel_filter[..., None, None]
         return (columns * filters).sum(2)
 
-    return unfold
+    return normalized(case, unfold)
 
 
 def slices_operation(case: Case) -> Operation:
@@ -86,7 +128,7 @@ def slices_operation(case: Case) -> Operation:
             total.addcmul_(padded[:, :, y : y + H, x : x + W], tap_filter(tap))
         return total * channel_filter if case.channel_filter == "pixel" else total
 
-    return slices
+    return normalized(case, slices)
 
 
 def ddf_operation(case: Case) -> Operation:

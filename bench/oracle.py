@@ -9,12 +9,15 @@ import torch
 from torch import Tensor
 
 import kpnops
-from bench.cases import FORWARD, Case, Tensors, as_dtype
+from bench.cases import BACKWARD, FORWARD, SOFTMAX, Case, Tensors, as_dtype
 
 # One float64 copy of the unfolded tile; the reference holds several.
 TILE_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 # Chance that the elementwise budget refuses a result whose rounding errors are independent.
 REFUSAL_CHANCE = 1e-6
+# Roundings of a softmax beside its sum: the exponent's error is that of a difference of logits, up
+# to 8 times their unit, and an exponential, a division and a rounding follow.
+SOFTMAX_ROUNDINGS = 16
 RESULT = "result"
 GRADIENTS = ("grad input", "grad spatial_filter", "grad channel_filter")
 Index = tuple[slice, ...]
@@ -57,6 +60,7 @@ def oracle_tiles(case: Case, tensors: Tensors, pass_name: str) -> Iterator[Tile]
         The tiles; the channel filter's gradient per image is one tile and comes last.
     """
     per_image = pass_name != FORWARD and case.channel_filter == "image"
+    wanted = _outputs(pass_name)
     totals = [
         torch.zeros(tensors.channel_filter.shape, dtype=torch.float64, device=tensors.input.device)
         for _ in range(2 if per_image else 0)
@@ -75,9 +79,18 @@ def oracle_tiles(case: Case, tensors: Tensors, pass_name: str) -> Iterator[Tile]
                     totals[1][image] += magnitude.pop(GRADIENTS[2])[0]
                 index = (slice(image, image + 1), slice(None), *core)
                 for name, expected in exact.items():
+                    if name not in wanted:
+                        continue
                     yield Tile(name, index, expected, magnitude[name])
     if per_image:
         yield Tile(GRADIENTS[2], (slice(None),), *totals)
+
+
+def _outputs(pass_name: str) -> tuple[str, ...]:
+    """Return what a call of the pass returns."""
+    if pass_name == FORWARD:
+        return (RESULT,)
+    return GRADIENTS if pass_name == BACKWARD else (RESULT, *GRADIENTS)
 
 
 def _tile_side(case: Case, device: torch.device) -> int:
@@ -89,7 +102,11 @@ def _tile_side(case: Case, device: torch.device) -> int:
 def _tile(
     case: Case, tensors: Tensors, pass_name: str, image: int, core: Index, absolute: bool
 ) -> dict[str, Tensor]:
-    """Return result and gradients on one tile; the per-image gradient is the tile's share of it."""
+    """Return result and gradients on one tile; the per-image gradient is the tile's share of it.
+
+    With absolute values they are sums of magnitudes, in which a softmax's probabilities stand as
+    they are.
+    """
     halo = 2 * (case.kernel_size // 2)
     slab = tuple(slice(max(0, axis.start - halo), axis.stop + halo) for axis in core)
     inner = (
@@ -106,14 +123,22 @@ def _tile(
         part = (part[:, :, slab[0], slab[1]] if of_pixels else part).double()
         return part.abs() if absolute else part
 
+    spatial, normalize = cut(tensors.spatial_filter), case.normalize
+    if normalize == SOFTMAX and absolute:
+        logits = tensors.spatial_filter[image : image + 1, :, slab[0], slab[1]].double()
+        spatial, normalize = logits.softmax(1), None
     arguments = [
         cut(tensors.input),
-        cut(tensors.spatial_filter),
+        spatial.detach(),
         cut(tensors.channel_filter, case.channel_filter == "pixel"),
     ]
     if pass_name != FORWARD:
         arguments = [argument.requires_grad_() for argument in arguments]
-    result = kpnops.reference.decoupled_filter(*arguments, kernel_size=case.kernel_size)
+    result = kpnops.reference.decoupled_filter(
+        *arguments,
+        kernel_size=case.kernel_size,
+        normalize="softmax" if normalize == SOFTMAX else None,
+    )
     values = {RESULT: result[inner].detach()}
     if pass_name == FORWARD:
         return values
@@ -123,7 +148,10 @@ def _tile(
             result[inner], arguments[2:], cotangent[inner], retain_graph=True
         )
         arguments.pop()
-    gradients = torch.autograd.grad(result, arguments, cotangent)
+    gradients = list(torch.autograd.grad(result, arguments, cotangent))
+    if absolute and case.normalize == SOFTMAX:  # P (dP - sum P dP), each term positive
+        mean = (spatial * gradients[1]).sum(1, keepdim=True)
+        gradients[1] = spatial * (gradients[1] + mean)
     values |= {name: gradient[inner] for name, gradient in zip(GRADIENTS, gradients, strict=False)}
     return values
 
@@ -132,7 +160,8 @@ def check(
     case: Case,
     outputs: tuple[Tensor, ...],
     tiles: Iterable[Tile],
-    working_dtype: torch.dtype,
+    working_dtype: torch.dtype | float,
+    pass_name: str | None = None,
 ) -> float:
     """Compare a provider's outputs with the oracle, as whole tensors and element by element.
 
@@ -147,11 +176,15 @@ def check(
       g(n) = min(n, sqrt(2 n log(2 n N / chance))) over N elements: the worst case, or the
       probabilistic bound of Higham and Mary (SIAM J. Sci. Comput. 41(5), 2019, Theorem 3.1).
 
+    A softmax adds `SOFTMAX_ROUNDINGS` to the terms of the working type.
+
     Args:
         case: the problem.
         outputs: result, then the gradients in the order of the arguments if there are any.
         tiles: the oracle's tiles, as many tensors as there are outputs.
-        working_dtype: coarsest data type to which the provider rounds intermediate values.
+        working_dtype: coarsest data type to which the provider rounds intermediate values, or the
+            unit roundoff of a format that is no data type.
+        pass_name: which outputs there are; None takes as many as came, the result first.
 
     Returns:
         The largest error as a multiple of its budget, at most 1.
@@ -160,7 +193,8 @@ def check(
         WrongResultError: a shape or data type differs, a value is not finite, or an error exceeds
             its budget.
     """
-    named: dict[str, Tensor] = dict(zip((RESULT, *GRADIENTS), outputs, strict=False))
+    names = (RESULT, *GRADIENTS) if pass_name is None else _outputs(pass_name)
+    named: dict[str, Tensor] = dict(zip(names, outputs, strict=pass_name is not None))
     _check_form(case, named)
     comparisons = {name: _Comparison() for name in named}
     for tile in tiles:
@@ -201,11 +235,15 @@ def _check_form(case: Case, named: dict[str, Tensor]) -> None:
 
 
 def _judge(
-    case: Case, name: str, actual: Tensor, comparison: _Comparison, working_dtype: torch.dtype
+    case: Case,
+    name: str,
+    actual: Tensor,
+    comparison: _Comparison,
+    working_dtype: torch.dtype | float,
 ) -> float:
     """Return the larger of elementwise and whole-tensor error, as multiples of their budgets."""
     budget = (
-        unit_roundoff(working_dtype) * math.sqrt(case.taps / 2 + 3)
+        unit_roundoff(working_dtype) * math.sqrt(case.taps / 2 + 3 + _softmax_roundings(case))
         + unit_roundoff(torch.float32) * math.sqrt(_terms(case, name) / 2 + 3)
         + unit_roundoff(actual.dtype)
     )
@@ -215,11 +253,18 @@ def _judge(
     return max(ratio, comparison.elementwise)
 
 
-def _element_budget(case: Case, actual: Tensor, tile: Tile, working_dtype: torch.dtype) -> Tensor:
+def _element_budget(
+    case: Case, actual: Tensor, tile: Tile, working_dtype: torch.dtype | float
+) -> Tensor:
     terms = _terms(case, tile.tensor)
-    growth = unit_roundoff(working_dtype) * _growth(case.taps + 3, actual.numel())
+    roundings = case.taps + 3 + _softmax_roundings(case)
+    growth = unit_roundoff(working_dtype) * _growth(roundings, actual.numel())
     growth += unit_roundoff(torch.float32) * _growth(terms + 3, actual.numel())
     return growth * tile.magnitude + unit_roundoff(actual.dtype) * tile.expected.abs()
+
+
+def _softmax_roundings(case: Case) -> int:
+    return SOFTMAX_ROUNDINGS if case.normalize == SOFTMAX else 0
 
 
 def _terms(case: Case, name: str) -> int:
@@ -236,6 +281,8 @@ def _growth(roundings: int, elements: int) -> float:
     return min(roundings, probable)
 
 
-def unit_roundoff(dtype: torch.dtype) -> float:
-    """Return the largest relative error of rounding to nearest."""
+def unit_roundoff(dtype: torch.dtype | float) -> float:
+    """Return the largest relative error of rounding to nearest; a number stands for itself."""
+    if not isinstance(dtype, torch.dtype):
+        return dtype
     return torch.finfo(dtype).eps / 2

@@ -1,4 +1,4 @@
-"""Results as a picture: every provider's time relative to kpnops, losses left of the line."""
+"""Results as pictures: ratios to kpnops, and on a GPU the rooflines and what time depends on."""
 
 import os
 import textwrap
@@ -11,20 +11,24 @@ matplotlib.use("agg")  # no display, and no window where there is one
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from bench.cases import PASSES
+from bench.cases import FORWARD, FORWARD_BACKWARD, PASSES
+from bench.plot_curves import draw_channels, draw_kernel_sizes, draw_resolutions, draw_roofline
 from bench.providers import KPNOPS, PROVIDERS
-from bench.report import case_title, duration, hardware_line
-from bench.results import Results, Row
+from bench.results import DEVICE, GRAPH, WALL, Results, Row
+from bench.text import case_title, duration, hardware_line
 
 SYMBOLS = {
     provider.name: (symbol, f"C{index}")
-    for index, (provider, symbol) in enumerate(zip(PROVIDERS, "osDv^P+x", strict=True))
+    for index, (provider, symbol) in enumerate(zip(PROVIDERS, "osDv^P+x*", strict=True))
 }
+# Ratios of more cases than these are drawn in several pictures.
+MOST_LINES = 40
 
 
 class Mark(NamedTuple):
-    """One provider on one case: seconds."""
+    """One provider on one case: milliseconds."""
 
     row: Row
     median: float
@@ -32,43 +36,102 @@ class Mark(NamedTuple):
     upper: float
 
 
-def plot(results: Results, path: Path) -> None:
-    """Draw one panel per pass, one line per case, one mark per provider with its quartiles.
+def plots(results: Results, path: Path) -> list[Path]:
+    """Draw every plot that the rows allow, beside their JSON file.
 
     Args:
-        results: a run in which kpnops was measured at least once.
-        path: the PNG file; replaced only once the new one is whole.
+        results: of one device.
+        path: the JSON file; the pictures are called after it.
+
+    Returns:
+        The PNG files.
     """
-    lines = {name: _lines(results.rows, name) for name in PASSES}
-    passes = [name for name in PASSES if lines[name]]
-    height = 1.9 + 0.5 * max(len(lines[name]) for name in passes)
-    figure, panels = plt.subplots(
-        1, len(passes), figsize=(7 * len(passes), height), squeeze=False, layout="constrained"
-    )
-    for axes, pass_name in zip(panels[0], passes, strict=True):
-        _draw_panel(axes, lines[pass_name])
-        axes.set_title(f"{pass_name}: time over kpnops's (shaded: faster)", fontsize="medium")
-    handles = {
-        label: handle
-        for axes in panels[0]
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-    figure.suptitle(textwrap.fill(hardware_line(results), 70 * len(passes)), fontsize="small")
+    files = []
+    for number, rows in enumerate(_ratio_parts(results.rows)):
+        suffix = "" if results.header.hardware.kind == "cpu" else "-ratios"
+        suffix += f"-{number + 1}" if number else ""
+        file = path.with_name(f"{path.stem}{suffix}.png")
+        _save(draw_ratios(results, rows), file)
+        files.append(file)
+    if results.header.hardware.kind == "cpu":
+        return files
+    for name, draw in {
+        "roofline": draw_roofline,
+        "kernel-size": draw_kernel_sizes,
+        "channels": draw_channels,
+        "resolution": draw_resolutions,
+    }.items():
+        figure = draw(results)
+        if figure is not None:
+            file = path.with_name(f"{path.stem}-{name}.png")
+            _save(figure, file)
+            files.append(file)
+    return files
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a figure; a file is replaced only once the new one is whole."""
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
     os.replace(partial, path)
 
 
+def _ratio_parts(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of as many cases as one picture holds, in which kpnops met another."""
+    shown: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.clock in (WALL, DEVICE, GRAPH) and row.quartiles is not None:
+            shown.setdefault(row.case.name, []).append(row)
+    compared = [
+        rows
+        for rows in shown.values()
+        if len({row.provider for row in rows}) > 2 and any(row.provider == KPNOPS for row in rows)
+    ] or [rows for rows in shown.values() if any(row.provider == KPNOPS for row in rows)]
+    parts = [compared[i : i + MOST_LINES] for i in range(0, len(compared), MOST_LINES)]
+    return [[row for rows in part for row in rows] for part in parts]
+
+
+def draw_ratios(results: Results, rows: list[Row]) -> Figure:
+    """Draw one panel per pass, one line per case, one mark per provider with its quartiles.
+
+    Args:
+        results: whose header is written above.
+        rows: of cases in which kpnops was measured.
+
+    Returns:
+        The figure; what lies left of the line is faster than kpnops.
+    """
+    lines = {name: _lines(rows, name) for name in PASSES}
+    passes = [name for name in (FORWARD, FORWARD_BACKWARD) if lines[name]]
+    height = 1.9 + 0.5 * max(len(lines[name]) for name in passes)
+    figure, panels = plt.subplots(
+        1, len(passes), figsize=(8 * len(passes), height), squeeze=False, layout="constrained"
+    )
+    for axes, pass_name in zip(panels[0], passes, strict=True):
+        _draw_panel(axes, lines[pass_name])
+        axes.set_title(f"{pass_name}: time over kpnops's", loc="right", fontsize="medium")
+    handles = {
+        label: handle
+        for axes in panels[0]
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    figure.suptitle(
+        textwrap.fill(f"{hardware_line(results)}. Shaded: faster than kpnops.", 80 * len(passes)),
+        fontsize="small",
+    )
+    return figure
+
+
 def _lines(rows: list[Row], pass_name: str) -> list[list[Mark]]:
     """Return the marks of each case in which kpnops was measured, kpnops's own first."""
     cases: dict[str, list[Mark]] = {}
     for row in rows:
-        if row.pass_name != pass_name or row.median is None or row.quartiles is None:
+        if row.pass_name != pass_name or row.milliseconds is None or row.quartiles is None:
             continue
         marks = cases.setdefault(row.case.name, [])
-        marks.append(Mark(row, row.median, *row.quartiles))
+        marks.append(Mark(row, row.milliseconds, *row.quartiles))
     lines = [
         sorted(marks, key=lambda mark: mark.row.provider != KPNOPS) for marks in cases.values()
     ]
@@ -96,7 +159,7 @@ def _draw_panel(axes: Axes, lines: list[list[Mark]]) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     left, right = axes.get_xlim()
-    axes.set_xlim(min(0.5, left), right)
+    axes.set_xlim(min(0.5, left), max(2.0, right))
     axes.axvspan(axes.get_xlim()[0], 1.0, color="0.93", zorder=0)
     axes.axvline(1.0, color="black", linewidth=0.8)
     labels = [

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from bench.cases import FORWARD, Case, Tensors, as_dtype
+from bench.cases import CHANNELS_LAST, FORWARD, SOFTMAX, Case, Tensors, as_dtype
 from bench.memory import (
     compiled_bytes,
     convolution_bytes,
@@ -21,6 +21,7 @@ from bench.memory import (
     kpnops_bytes,
     slices_bytes,
     unfold_bytes,
+    unfused_bytes,
 )
 from bench.operations import (
     Call,
@@ -33,18 +34,35 @@ from bench.operations import (
     kpnops_operation,
     slices_operation,
     unfold_operation,
+    unfused_operation,
 )
+from bench.results import ALTERNATIVE, OWN, YARDSTICK
 
 KPNOPS = "kpnops"
+UNFUSED = "softmax_kpnops"  # PyTorch's softmax, then kpnops
 EAGER_UNFOLD = "eager_unfold"
+EAGER_SLICES = "eager_slices"
+COMPILED_UNFOLD = "compiled_unfold"
+COMPILED_SLICES = "compiled_slices"
+DDF_CUDA = "ddf_cuda"
 DEVICE_COPY = "device_copy"
 
-# Generating code for the unrolled slices takes seconds at 25 taps, a minute at 121, more beyond.
-MOST_COMPILED_TAPS = 121
+# Generating code for the unrolled slices takes seconds at 25 taps and most of a minute at 121.
+MOST_COMPILED_TAPS = 25
 # Limits of DDF's CUDA op, which ends the process where a launch fails.
 DDF_LARGEST_KERNEL = 13
 DDF_MOST_PIXELS = 2_097_120
 DDF_MOST_INDICES = 2**32
+
+
+# With 16 channels or more, 16-bit products may be split into two 16-bit terms for the matrix units.
+SPLIT_CHANNELS = 16
+SPLIT_UNIT = 2.0**-16
+
+
+def _is_banded(case: Case) -> bool:
+    narrow = case.input_size == case.filter_size == 2
+    return narrow and case.channels >= SPLIT_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -59,16 +77,18 @@ class Provider:
     refusal: Callable[[Case, str, torch.device], str | None]
     # Whether products and sums over the taps are rounded to float32 only, whatever the inputs are.
     computes_in_float32: bool = False
-    # A yardstick does something else than the op, so that its result is not checked.
-    yardstick: bool = False
+    # OWN, ALTERNATIVE, or YARDSTICK: one that does something else, so that it is not checked.
+    role: str = ALTERNATIVE
 
     def peak_bytes(self, case: Case, pass_name: str, device: torch.device) -> int:
         """Return the bytes held at the peak of one call, arguments and cotangent included."""
         held = case.argument_bytes + case.result_bytes
         return held + self.temporary_bytes(case, pass_name, device)
 
-    def working_dtype(self, case: Case) -> torch.dtype:
-        """Return the coarsest data type to which an intermediate value is rounded."""
+    def working_dtype(self, case: Case) -> torch.dtype | float:
+        """Return the coarsest data type to which an intermediate value is rounded, or the unit."""
+        if self.name == KPNOPS and _is_banded(case):
+            return SPLIT_UNIT
         if self.computes_in_float32:
             return torch.float32
         coarse_filter = case.filter_size < case.input_size
@@ -115,7 +135,7 @@ def _refuses_compiled(case: Case, pass_name: str, device: torch.device) -> str |
 
 def _refuses_compiled_slices(case: Case, pass_name: str, device: torch.device) -> str | None:
     if case.taps > MOST_COMPILED_TAPS:
-        return f"generating code for {case.taps} unrolled taps takes minutes"
+        return f"generating code for {case.taps} unrolled taps takes too long"
     return _refuses_compiled(case, pass_name, device)
 
 
@@ -126,6 +146,10 @@ def _refuses_ddf(case: Case, pass_name: str, device: torch.device) -> str | None
         return "the package ddf is not installed"
     if case.channel_filter != "image":
         return "takes channel filters per image only"
+    if case.normalize == SOFTMAX:
+        return "has no softmax"
+    if case.layout == CHANNELS_LAST:
+        return "refuses channels_last tensors"
     if (case.input_dtype, case.filter_dtype) != ("float32", "float32"):
         return "takes float32 only"
     if case.kernel_size > DDF_LARGEST_KERNEL:
@@ -135,6 +159,10 @@ def _refuses_ddf(case: Case, pass_name: str, device: torch.device) -> str | None
     if pass_name != FORWARD and case.pixels * case.taps * 32 > DDF_MOST_INDICES:
         return "its spatial gradient overflows 32-bit indices at this size"
     return None
+
+
+def _refuses_unfused(case: Case, pass_name: str, device: torch.device) -> str | None:
+    return None if case.normalize == SOFTMAX else "differs from kpnops under softmax only"
 
 
 def _refuses_convolution(case: Case, pass_name: str, device: torch.device) -> str | None:
@@ -149,36 +177,37 @@ def _operation_provider(
     temporary_bytes: Callable[[Case, str, torch.device], int],
     refusal: Callable[[Case, str, torch.device], str | None] = _never,
     computes_in_float32: bool = False,
+    role: str = ALTERNATIVE,
 ) -> Provider:
     calls = partial(calls_of, build)
-    return Provider(name, calls, temporary_bytes, refusal, computes_in_float32)
+    return Provider(name, calls, temporary_bytes, refusal, computes_in_float32, role)
 
 
 PROVIDERS = [
-    _operation_provider(KPNOPS, kpnops_operation, kpnops_bytes, computes_in_float32=True),
+    _operation_provider(KPNOPS, kpnops_operation, kpnops_bytes, computes_in_float32=True, role=OWN),
+    _operation_provider(UNFUSED, unfused_operation, unfused_bytes, _refuses_unfused, role=OWN),
     _operation_provider(EAGER_UNFOLD, unfold_operation, unfold_bytes),
-    _operation_provider("eager_slices", slices_operation, slices_bytes),
+    _operation_provider(EAGER_SLICES, slices_operation, slices_bytes),
     Provider(
-        "compiled_unfold",
+        COMPILED_UNFOLD,
         partial(compiled_calls_of, unfold_operation),
         compiled_bytes,
         _refuses_compiled,
     ),
     Provider(
-        "compiled_slices",
+        COMPILED_SLICES,
         partial(compiled_calls_of, slices_operation),
         compiled_bytes,
         _refuses_compiled_slices,
     ),
-    _operation_provider(
-        "ddf_cuda", ddf_operation, ddf_bytes, _refuses_ddf, computes_in_float32=True
-    ),
+    _operation_provider(DDF_CUDA, ddf_operation, ddf_bytes, _refuses_ddf, computes_in_float32=True),
     Provider(
         "depthwise_conv",
         convolution_calls,
         convolution_bytes,
         _refuses_convolution,
-        yardstick=True,
+        role=YARDSTICK,
     ),
-    Provider(DEVICE_COPY, copy_calls, copy_bytes, _never, yardstick=True),
+    Provider(DEVICE_COPY, copy_calls, copy_bytes, _never, role=YARDSTICK),
 ]
+BY_NAME = {provider.name: provider for provider in PROVIDERS}

@@ -1,31 +1,70 @@
-"""Results as text: the table of a terminal, and the table of a README.
+"""Results as text: the table of a terminal, the table of a README, the report of a device.
 
-    python -m bench.report bench/results/cpu-2core.json
-
-prints the README's table.
+python -m bench.report bench/results/cpu-2core.json           the README's table
+python -m bench.report bench/results/cpu-2core.json --write   a report and plots beside the file
+python -m bench.report --readme README.md                     its tables from the committed files
 """
 
 import argparse
+import os
 import sys
-from itertools import groupby
 from pathlib import Path
 
-from bench.cases import FORWARD, Case
+from bench.cases import CONTIGUOUS, FORWARD, FORWARD_BACKWARD
+from bench.goals import goals_for, outcomes_of
 from bench.providers import EAGER_UNFOLD, KPNOPS
-from bench.results import MEASURED, QUIET, GoalOutcome, Results, Row, load
+from bench.report_markdown import full_report
+from bench.results import (
+    ALTERNATIVE,
+    DEVICE,
+    MEASURED,
+    WALL,
+    YARDSTICK,
+    Results,
+    Row,
+    groups_of,
+    load,
+)
+from bench.text import (
+    aligned,
+    case_title,
+    duration,
+    duration_or_dash,
+    goal_text,
+    hardware_line,
+    markdown_table,
+    number,
+    share,
+)
+
+RESULTS_FOLDER = Path(__file__).parent / "results"
+# The results that a README shows, by the name of its block.
+README_FILES = {"cpu": ("cpu-2core",), "gpu": ("nvidia-h200", "nvidia-h100")}
+UNMEASURED = "**Not measured yet**: no results of a GPU have been committed."
 
 TERMINAL_HEADINGS = [
     "",
     "median",
     "quartiles",
     "/ kpnops",
-    "/ best other",
     "GB/s",
     "of copy",
     "peak MiB",
     "saved MiB",
     "first call",
     "error",
+]
+README_HEADINGS = [
+    "input, kernel size, channel filter",
+    "pass",
+    "kpnops",
+    "of a copy",
+    "best alternative",
+    "speed-up over it",
+    "speed-up over eager unfold",
+    "peak MiB: kpnops",
+    "best alternative",
+    "eager unfold",
 ]
 
 
@@ -39,231 +78,198 @@ def terminal_report(results: Results) -> str:
         The lines of the report.
     """
     lines = [hardware_line(results)]
-    for group, rows in groupby(results.rows, key=lambda row: row.group):
-        cells, notes = [], []
-        for row in rows:
-            if row.status == MEASURED:
-                cells.append(_terminal_cells(row))
-            else:
-                notes.append(f"  {row.provider}: {row.status}, {row.reason}")
-        lines += ["", group, *_aligned([TERMINAL_HEADINGS, *cells] if cells else []), *notes]
+    for name, rows in groups_of(results.rows).items():
+        ours = next((row.milliseconds for row in rows if row.provider == KPNOPS), None)
+        cells = [_terminal_cells(row, ours) for row in rows if row.status == MEASURED]
+        lines += ["", name, *aligned([TERMINAL_HEADINGS, *cells] if cells else [])]
+        lines += [
+            f"  {row.provider}: {row.status}, {row.reason}"
+            for row in rows
+            if row.status != MEASURED
+        ]
     lines += [
         "",
-        "/ kpnops, / best other: median over that of kpnops, over that of the fastest alternative",
-        "(kpnops itself: below 1 is a win). GB/s: bytes that no implementation can avoid over the",
-        "median. Of copy: the time of a copy of as many bytes over the median. Peak: bytes of one",
-        "call beyond its arguments. Saved: kept for the backward beyond arguments and result.",
+        "/ kpnops: median over that of kpnops. GB/s: bytes that no implementation can avoid over",
+        "the median. Of copy: the time of a copy of as many bytes over the median. Peak: memory of",
+        "one call beyond its arguments. Saved: kept for the backward beyond arguments and result.",
         "Error: the largest, over its rounding budget. (y): a yardstick, does something else.",
         *goal_lines(results),
     ]
     return "\n".join(lines)
 
 
-def goal_lines(results: Results) -> list[str]:
-    """Return one line for each goal: met or missed, asked and reached.
-
-    Args:
-        results: a run.
-
-    Returns:
-        The lines; none on a GPU.
-    """
+def _terminal_cells(row: Row, ours: float | None) -> list[str]:
+    quartiles = "–"
+    if row.quartiles is not None:
+        quartiles = " … ".join(duration(quartile) for quartile in row.quartiles)
+    ratio = None if row.milliseconds is None or ours is None else row.milliseconds / ours
     return [
-        f"goal {'met' if goal.met else 'MISSED'}: {goal.name}: {goal_text(goal)}"
-        for goal in results.goals
+        f"  {row.provider}{' (y)' if row.role == YARDSTICK else ''}",
+        duration_or_dash(row.milliseconds),
+        quartiles,
+        number(ratio),
+        number(row.gigabytes_per_second, 1),
+        share(row.fraction_of_copy),
+        number(row.peak_mebibytes, 1),
+        number(row.saved_mebibytes, 1),
+        duration_or_dash(row.first_call_milliseconds),
+        number(row.error),
     ]
 
 
-def goal_text(goal: GoalOutcome) -> str:
-    """Return what was reached and what was asked, and who else was busy.
-
-    Args:
-        goal: the outcome.
-
-    Returns:
-        Such as `31.7x faster than eager unfold (asked: 10x)`.
-    """
-    text = f"{goal.reached:.1f}x faster than eager unfold (asked: {goal.asked:g}x)"
-    if not goal.quiet:
-        text += "; the machine was busy with other things"
-    return text
-
-
-def hardware_line(results: Results) -> str:
-    """Return hardware, threads, versions and date in one line.
+def goal_lines(results: Results) -> list[str]:
+    """Return one line for each goal and row: met or missed, asked and reached.
 
     Args:
         results: a run.
 
     Returns:
-        The line; it ends in a warning if other processes ran meanwhile.
+        The lines; a goal of which nothing was measured has one that says so.
     """
-    hardware = results.hardware
-    where = hardware.name
-    if hardware.device == "cpu":
-        where += f", {hardware.cores} cores, {hardware.threads} threads"
-    named = [f"{name} {version}" for name, version in results.versions.items() if name != "system"]
-    line = f"{where}; {', '.join(named)}; {results.date[:10]}"
-    loads = [row.other_load for row in results.rows if row.other_load is not None]
-    if loads and max(loads) > QUIET:
-        line += f"; BUSY MACHINE: other processes kept up to {max(loads):.1f} cores busy"
-    return line
+    lines = []
+    for goal in goals_for(results.header.hardware.kind):
+        outcomes = outcomes_of(goal, results.rows)
+        for outcome in outcomes:
+            met = "met" if outcome.met else "MISSED"
+            lines.append(f"goal {met}: {goal.title}: {goal_text(outcome)}")
+        if not outcomes:
+            lines.append(f"goal not measured: {goal.title}")
+    return lines
 
 
-def markdown_report(results: Results) -> str:
+def readme_table(results: Results) -> str:
     """Return one line per case and pass: kpnops, the best alternative, eager unfold, peak memory.
 
     Args:
-        results: a run.
+        results: a run; of a GPU's the main rows are shown.
 
     Returns:
         A Markdown table under a line that says what it was measured on; losses are in it too.
     """
-    headings = [
-        "input, kernel size, channel filter",
-        "pass",
-        "kpnops",
-        "best alternative",
-        "speed-up over it",
-        "speed-up over eager unfold",
-        "peak MiB: kpnops",
-        "best alternative",
-        "eager unfold",
-    ]
-    lines = [hardware_line(results), "", _markdown_line(headings)]
-    lines.append(_markdown_line(["---"] * 2 + ["---:"] * (len(headings) - 2)))
-    for _, group in groupby(results.rows, key=lambda row: row.group):
-        cells = _summary_cells(list(group))
-        if cells is not None:
-            lines.append(_markdown_line(cells))
-    return "\n".join(lines)
+    rows = []
+    for group in groups_of(results.rows).values():
+        first = group[0]
+        if first.pass_name in (FORWARD, FORWARD_BACKWARD) and _is_for_readme(first):
+            cells = _readme_cells(group)
+            if cells is not None:
+                rows.append(cells)
+    return "\n".join([hardware_line(results), "", *markdown_table(README_HEADINGS, rows, left=2)])
 
 
-def case_title(case: Case) -> str:
-    """Return a case as a reader wants it.
-
-    Args:
-        case: the case.
-
-    Returns:
-        Such as `1×3×512×512, K = 5, per pixel`, with the data types unless they are float32.
-    """
-    title = f"{case.batch}×{case.channels}×{case.height}×{case.width}, K = {case.kernel_size}"
-    title += f", per {case.channel_filter}"
-    if case.input_dtype != case.filter_dtype:
-        return f"{title}, {case.input_dtype} with {case.filter_dtype} filters"
-    return title if case.input_dtype == "float32" else f"{title}, {case.input_dtype}"
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in ms, or µs below one of them, with three digits.
-
-    Args:
-        seconds: the duration.
-
-    Returns:
-        Such as `2.91 ms`.
-    """
-    scaled, unit = (seconds * 1e3, "ms") if seconds >= 1e-3 else (seconds * 1e6, "µs")
-    digits = 0 if scaled >= 100 else 1 if scaled >= 10 else 2
-    return f"{scaled:.{digits}f} {unit}"
-
-
-def _summary_cells(rows: list[Row]) -> list[str] | None:
-    """Return the cells of one case and pass, or None if kpnops was not measured."""
-    measured = {row.provider: row for row in rows if row.median is not None and not row.yardstick}
-    kpnops = measured.pop(KPNOPS, None)
-    if kpnops is None or kpnops.median is None:
-        return None
-    first = [case_title(kpnops.case), kpnops.pass_name, duration(kpnops.median)]
-    if not measured:
-        return [*first, "none ran", "–", "–", _mebibytes(kpnops.peak_bytes), "–", "–"]
-    best = min(measured.values(), key=lambda row: row.median or 0.0)
-    unfold = measured.get(EAGER_UNFOLD)
-    return [
-        *first,
-        f"{best.provider} {_duration_or_dash(best.median)}",
-        _speed_up(best),
-        "–" if unfold is None else _speed_up(unfold),
-        _mebibytes(kpnops.peak_bytes),
-        _mebibytes(best.peak_bytes),
-        "–" if unfold is None else _mebibytes(unfold.peak_bytes),
-    ]
-
-
-def _speed_up(alternative: Row) -> str:
-    if alternative.time_over_kpnops is None:
-        return "–"
-    return f"{alternative.time_over_kpnops:.2f}×" + (
-        " (slower)" if alternative.time_over_kpnops < 1 else ""
+def _is_for_readme(row: Row) -> bool:
+    """Whether a README shows a row: all of a CPU, of a GPU the main ones."""
+    case = row.case
+    if row.clock == WALL:
+        return True
+    return (
+        row.clock == DEVICE
+        and (case.batch, case.channels, case.height) in ((1, 3, 1080), (1, 64, 512))
+        and case.kernel_size in (3, 5)
+        and (case.channel_filter, case.layout, case.normalize) == ("pixel", CONTIGUOUS, None)
     )
 
 
-def _terminal_cells(row: Row) -> list[str]:
-    quartiles = "–"
-    if row.quartiles is not None:
-        quartiles = " … ".join(duration(quartile) for quartile in row.quartiles)
-    rate = "–" if row.bytes_per_second is None else f"{row.bytes_per_second / 1e9:.1f}"
+def _readme_cells(rows: list[Row]) -> list[str] | None:
+    """Return the cells of one case and pass, or None if kpnops was not measured."""
+    measured = {row.provider: row for row in rows if row.milliseconds is not None}
+    ours = measured.get(KPNOPS)
+    if ours is None or ours.milliseconds is None:
+        return None
+    others = [row for row in measured.values() if row.role == ALTERNATIVE]
+    first = [case_title(ours.case), ours.pass_name, duration(ours.milliseconds)]
+    first.append(share(ours.fraction_of_copy))
+    if not others:
+        return [*first, "none ran", "–", "–", number(ours.peak_mebibytes, 1), "–", "–"]
+    best = min(others, key=lambda row: row.milliseconds or 0.0)
+    unfold = measured.get(EAGER_UNFOLD)
     return [
-        f"  {row.provider}{' (y)' if row.yardstick else ''}",
-        _duration_or_dash(row.median),
-        quartiles,
-        _ratio(row.time_over_kpnops),
-        _ratio(row.time_over_best_alternative),
-        rate,
-        "–" if row.fraction_of_copy is None else f"{100 * row.fraction_of_copy:.0f} %",
-        _mebibytes(row.peak_bytes),
-        _mebibytes(row.saved_bytes) if row.pass_name != FORWARD else "–",
-        _duration_or_dash(row.first_call),
-        _ratio(row.error),
+        *first,
+        f"{best.provider} {duration_or_dash(best.milliseconds)}",
+        _speed_up(best, ours),
+        "–" if unfold is None else _speed_up(unfold, ours),
+        number(ours.peak_mebibytes, 1),
+        number(best.peak_mebibytes, 1),
+        "–" if unfold is None else number(unfold.peak_mebibytes, 1),
     ]
 
 
-def _duration_or_dash(seconds: float | None) -> str:
-    return "–" if seconds is None else duration(seconds)
+def _speed_up(alternative: Row, ours: Row) -> str:
+    assert alternative.milliseconds is not None
+    assert ours.milliseconds is not None
+    ratio = alternative.milliseconds / ours.milliseconds
+    return f"{ratio:.2f}×" + (" (slower)" if ratio < 1 else "")
 
 
-def _ratio(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def write_report(results: Results, path: Path) -> list[Path]:
+    """Write the Markdown report and the plots of results beside their JSON file.
+
+    Args:
+        results: what was measured.
+        path: the JSON file.
+
+    Returns:
+        The files.
+    """
+    from bench.plot import plots
+
+    pictures = plots(results, path)
+    report = path.with_suffix(".md")
+    partial = report.with_name(report.name + ".partial")
+    partial.write_text(full_report(results, [file.name for file in pictures]), encoding="utf-8")
+    os.replace(partial, report)
+    return [report, *pictures]
 
 
-def _mebibytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 2**20:.1f}"
+def with_tables(text: str, folder: Path = RESULTS_FOLDER) -> str:
+    """Return a README's text with the tables of committed results between their markers.
 
+    Args:
+        text: has blocks `<!-- bench:cpu -->` … `<!-- /bench:cpu -->`, and of gpu likewise.
+        folder: where the results are.
 
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-
-
-def _markdown_line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    Returns:
+        The text; a block of which no results are committed says so.
+    """
+    for block, names in README_FILES.items():
+        start, end = f"<!-- bench:{block} -->\n", f"<!-- /bench:{block} -->"
+        if start not in text:
+            continue
+        paths = [path for name in names if (path := folder / f"{name}.json").exists()]
+        tables = [readme_table(load(path)) for path in paths] or [UNMEASURED]
+        before, _, rest = text.partition(start)
+        _, _, after = rest.partition(end)
+        text = before + start + "\n\n".join(tables) + "\n" + end + after
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the README's table of one results file.
+    """Print the README's table of one results file, or write reports.
 
     Args:
         arguments: command line without the program's name; None takes the process's own.
 
     Returns:
-        The exit status: 0, or 2 where the file is missing or not of the schema.
+        The exit status: 0, or 2 where a file is missing or not of the schema.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=main.__doc__)
-    parser.add_argument("file", type=Path, help="a JSON file in bench/results/")
+    parser.add_argument("file", type=Path, nargs="?", help="a JSON file in bench/results/")
+    parser.add_argument("--write", action="store_true", help="write report and plots beside it")
+    parser.add_argument("--readme", type=Path, help="put the tables into this file")
     options = parser.parse_args(arguments)
+    if options.file is None and options.readme is None:
+        parser.error("give a results file or --readme")
     try:
-        results = load(options.file)
+        if options.readme is not None:
+            text = options.readme.read_text(encoding="utf-8")
+            options.readme.write_text(with_tables(text), encoding="utf-8")
+        if options.file is not None and options.write:
+            for path in write_report(load(options.file), options.file):
+                print(path)
+        elif options.file is not None:
+            print(readme_table(load(options.file)))
     except (FileNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(markdown_report(results))
     return 0
 
 

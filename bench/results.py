@@ -3,24 +3,47 @@
 import dataclasses
 import json
 import os
-import platform
-import types
-import typing
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cases import FORWARD, FORWARD_BACKWARD, Case
-from bench.providers import EAGER_UNFOLD, KPNOPS
+from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD, Case, minimal_bytes
+from bench.environment import (
+    Hardware,
+    commit,
+    driver_version,
+    file_name,
+    hardware_of,
+    source_digest,
+    versions,
+)
+from bench.schema import parse
 
-SCHEMA = 1
+SCHEMA = 2
 MEASURED = "measured"
 SKIPPED = "skipped"
 FAILED = "failed"
+
+# What a provider is to the comparison.
+OWN = "own"  # kpnops, or a composition of it
+ALTERNATIVE = "alternative"  # computes the same
+YARDSTICK = "yardstick"  # does something else
+
+# What a row's milliseconds are of.
+WALL = "wall"  # wall clock of a call on a CPU
+DEVICE = "device"  # between device events around a call
+GRAPH = "graph"  # device time of a call within replays of a CUDA graph
+HOST = "host"  # host time of a call on tiny tensors
+COLD = "first call, cold"  # in a fresh process, nothing compiled on disk, imports excluded
+WARM = "first call, warm"  # the same with everything compiled on disk
+CLOCKS = (WALL, DEVICE, GRAPH, HOST, COLD, WARM)
+
+MEBIBYTE = 2**20
 # Cores that others may keep busy: a desktop's background. Every parallel loop waits for its slowest
 # thread, so that more load stretches short loops tenfold and long ones hardly.
 QUIET = 0.25
@@ -28,175 +51,179 @@ QUIET = 0.25
 
 @dataclass(frozen=True)
 class Row:
-    """One provider on one case and pass. Times in seconds; None where nothing was measured."""
+    """One provider on one case and pass; None where nothing was measured."""
 
     case: Case
-    pass_name: str
+    pass_name: str  # "pass" in the file
+    clock: str  # one of CLOCKS
     provider: str
-    yardstick: bool  # does something else than the op
+    role: str  # OWN, ALTERNATIVE or YARDSTICK
     status: str  # MEASURED, SKIPPED or FAILED
-    reason: str  # why it was skipped or failed, else empty
-    minimal_bytes: int  # traffic that the pass cannot go below
+    reason: str = ""  # why it was skipped or failed, else empty
     rounds: int = 0
-    median: float | None = None
-    quartiles: tuple[float, float] | None = None
-    first_call: float | None = None  # code generation included
-    peak_bytes: int | None = None  # of one call, beyond its arguments
-    saved_bytes: int | None = None  # kept for the backward, beyond arguments and result
-    error: float | None = None  # largest error as a multiple of its rounding budget
-    bytes_per_second: float | None = None  # minimal bytes over the median
-    fraction_of_copy: float | None = None  # against a copy of as many bytes in the same turns
-    time_over_kpnops: float | None = None  # above 1: slower than kpnops
-    time_over_best_alternative: float | None = None  # kpnops itself: below 1 is a win
+    milliseconds: float | None = None  # median
+    quartiles: tuple[float, float] | None = None  # in ms: the ends of the interquartile range
+    fraction_of_copy: float | None = None  # a copy of as many bytes, in the same turns, over this
+    peak_mebibytes: float | None = None  # of one call, results included, beyond its arguments
+    saved_mebibytes: float | None = None  # kept for the backward, beyond arguments and result
+    error: float | None = None  # largest error against the oracle as a multiple of its budget
+    first_call_milliseconds: float | None = None  # in this process, code generation included
     other_load: float | None = None  # cores that other processes kept busy meanwhile
+    commit: str = ""
+    source: str = ""  # digest of the library's sources
+    date: str = ""
 
     @property
     def group(self) -> str:
         """Name of the rows that are compared with each other."""
-        return f"{self.case.name} {self.pass_name}"
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A ratio of eager unfold's time to kpnops's on the CPU that is asked for."""
-
-    case: Case
-    pass_name: str
-    asked: float
+        clock = "" if self.clock in (WALL, DEVICE) else f" ({self.clock})"
+        return f"{self.case.name} {self.pass_name}{clock}"
 
     @property
-    def name(self) -> str:
-        """Unique name of the goal."""
-        return f"{self.case.name} {self.pass_name}"
+    def key(self) -> tuple[Case, str, str, str]:
+        """What no two rows of a file share."""
+        return self.case, self.pass_name, self.clock, self.provider
 
+    @property
+    def minimal_bytes(self) -> int:
+        """Memory traffic that the pass cannot go below."""
+        return minimal_bytes(self.case, self.pass_name)
 
-GOALS = [
-    Goal(case, pass_name, asked)
-    for case in (Case(1, 3, 512, 512, 5), Case(1, 32, 256, 256, 3))
-    for pass_name, asked in ((FORWARD, 10.0), (FORWARD_BACKWARD, 3.0))
-]
+    @property
+    def gigabytes_per_second(self) -> float | None:
+        """Those bytes over the median."""
+        if self.milliseconds is None:
+            return None
+        return self.minimal_bytes / self.milliseconds / 1e6
+
+    @property
+    def memory_beyond_results(self) -> float | None:
+        """Peak beyond arguments, results and gradients, as a share of all of these."""
+        if self.peak_mebibytes is None:
+            return None
+        case = self.case
+        results = {
+            FORWARD: case.result_bytes,
+            BACKWARD: case.argument_bytes,
+            FORWARD_BACKWARD: case.result_bytes + case.argument_bytes,
+        }[self.pass_name]
+        cotangent = 0 if self.pass_name == FORWARD else case.result_bytes
+        beyond = self.peak_mebibytes * MEBIBYTE - results
+        return max(0.0, beyond) / (case.argument_bytes + cotangent + results)
 
 
 @dataclass(frozen=True)
-class GoalOutcome:
-    """What was reached of a goal."""
+class GpuTests:
+    """What the tests marked gpu said."""
 
-    name: str
-    asked: float
-    reached: float
-    met: bool
-    quiet: bool  # whether the machine had nothing else to do
+    source: str  # digest of the library's sources that were tested
+    date: str
+    complete: bool  # whether all of them ran
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+    failures: list[str]  # names, at most 20 of them
 
 
 @dataclass(frozen=True)
-class Hardware:
-    """What the rows were measured on."""
+class Header:
+    """Where the rows come from; a row measured at another commit says so itself."""
 
-    device: str  # "cpu" or "cuda"
-    name: str  # of the CPU or the GPU that ran the rows
-    cpu: str
-    cores: int
-    threads: int  # that PyTorch used
-    memory_bytes: int  # of the device
+    device: str  # as the file is called, such as "nvidia-h200"
+    date: str  # ISO 8601, UTC
+    commit: str
+    hardware: Hardware
+    driver: str | None
+    versions: dict[str, str]
+    copy_gigabytes_per_second: float | None  # device copy of a large buffer, reads plus writes
+    tests: GpuTests | None
 
 
 @dataclass(frozen=True)
 class Results:
-    """A run of the benchmarks."""
+    """What was measured on one device."""
 
-    schema: int
-    date: str  # ISO 8601, UTC
-    hardware: Hardware
-    versions: dict[str, str]
+    header: Header
     rows: list[Row]
-    goals: list[GoalOutcome]
 
 
-def goal_outcome(goal: Goal, rows: list[Row]) -> GoalOutcome | None:
-    """Return what was reached of a goal, or None if its rows were not measured.
-
-    Args:
-        goal: the goal.
-        rows: rows of one run.
-
-    Returns:
-        The outcome, from the medians of kpnops and eager unfold in the same turns.
-    """
-    ours = [row for row in rows if row.case == goal.case and row.pass_name == goal.pass_name]
-    medians = {row.provider: row.median for row in ours if row.median is not None}
-    if not {KPNOPS, EAGER_UNFOLD} <= medians.keys():
-        return None
-    reached = medians[EAGER_UNFOLD] / medians[KPNOPS]
-    quiet = all((row.other_load or 0.0) <= QUIET for row in ours)
-    return GoalOutcome(goal.name, goal.asked, reached, reached >= goal.asked, quiet)
-
-
-def collect(rows: list[Row], device: torch.device) -> Results:
-    """Return the rows with everything that says where they come from.
+def make_header(
+    device: torch.device, copy_rate: float | None = None, tests: GpuTests | None = None
+) -> Header:
+    """Return the header of a run that is made now.
 
     Args:
-        rows: what was measured.
-        device: what it was measured on.
+        device: where it is made.
+        copy_rate: GB/s of a copy on it, where measured.
+        tests: what the GPU tests said, where they ran.
 
     Returns:
-        The results; goals are set for the CPU only.
+        The header.
     """
-    goals = GOALS if device.type == "cpu" else []
-    outcomes = [goal_outcome(goal, rows) for goal in goals]
-    return Results(
-        schema=SCHEMA,
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=_hardware(device),
-        versions=_versions(),
-        rows=rows,
-        goals=[outcome for outcome in outcomes if outcome is not None],
+    hardware = hardware_of(device)
+    return Header(
+        file_name(hardware),
+        now(),
+        commit(),
+        hardware,
+        driver_version(device),
+        versions(),
+        copy_rate,
+        tests,
     )
 
 
-def _hardware(device: torch.device) -> Hardware:
-    cpu = _cpu_model()
-    if device.type == "cpu":
-        name = cpu
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    else:
-        properties = torch.cuda.get_device_properties(device)
-        name, memory = properties.name, properties.total_memory
-    return Hardware(device.type, name, cpu, os.cpu_count() or 1, torch.get_num_threads(), memory)
+def now() -> str:
+    """Return the time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _cpu_model() -> str:
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def stamped(row: Row) -> Row:
+    """Return the row with the commit, the sources and the time of now."""
+    return dataclasses.replace(row, commit=commit(), source=source_digest(), date=now())
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "system": platform.system()}
-    for package in ("kpnops", "torch", "triton", "numpy", "ddf"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    versions["torch"] = torch.__version__  # its local part tells the CPU build from CUDA's
-    toolkit = torch.version.cuda or torch.version.hip
-    if toolkit is not None:
-        versions["toolkit"] = toolkit
-    return versions
+def with_durations(row: Row, durations: list[float]) -> Row:
+    """Return the row with the median and the quartiles of durations in seconds."""
+    if len(durations) == 1:
+        durations = durations * 2
+    lower, median, upper = (
+        1e3 * value for value in statistics.quantiles(durations, n=4, method="inclusive")
+    )
+    return dataclasses.replace(
+        row, rounds=len(durations), milliseconds=median, quartiles=(lower, upper)
+    )
+
+
+def merge(rows: Iterable[Row], newer: Iterable[Row]) -> list[Row]:
+    """Return the rows of both, the newer where both have one, in the order of first appearance."""
+    merged = {row.key: row for row in rows}
+    merged.update({row.key: row for row in newer})
+    return list(merged.values())
+
+
+def groups_of(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each group, groups in the order of their first rows."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.group, []).append(row)
+    return groups
 
 
 def save(results: Results, path: Path) -> None:
-    """Write results as JSON; an existing file is replaced only once the new one is whole.
+    """Write results as JSON, a row on a line; a file is replaced only once the new one is whole.
 
     Args:
         results: what to write.
         path: the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    header = json.dumps(dataclasses.asdict(results.header), indent=1, ensure_ascii=False)
+    rows = ",\n".join(json.dumps(row_to_json(row), ensure_ascii=False) for row in results.rows)
+    text = f'{{"schema": {SCHEMA},\n"header": {header},\n"rows": [\n{rows}\n]}}\n'
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(dataclasses.asdict(results), indent=1) + "\n")
+    partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -216,52 +243,76 @@ def load(path: Path) -> Results:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `pytest bench/` writes such a file")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); run `pytest bench/` again") from error
+        raise ValueError(f"{path} is not JSON ({error}); measure again") from error
     found = data.get("schema") if isinstance(data, dict) else None
     if found != SCHEMA:
-        raise ValueError(
-            f"{path}: expected schema {SCHEMA}, got {found}; run `pytest bench/` again"
-        )
-    return _parse(Results, data, str(path))
+        raise ValueError(f"{path}: expected schema {SCHEMA}, got {found}; measure again")
+    if data.keys() != {"schema", "header", "rows"} or not isinstance(data["rows"], list):
+        raise ValueError(f"{path}: expected schema, header and a list of rows, got {sorted(data)}")
+    rows = [row_from_json(row, f"{path}.rows[{i}]") for i, row in enumerate(data["rows"])]
+    return Results(parse(Header, data["header"], f"{path}.header"), rows)
 
 
-def _parse(expected: Any, data: Any, where: str) -> Any:
-    """Return JSON's `data` as the annotated type, or raise ValueError naming the field."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if dataclasses.is_dataclass(expected):
-        return _parse_dataclass(expected, data, where)
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        (present,) = (argument for argument in arguments if argument is not type(None))
-        return _parse(present, data, where)
-    if origin in (list, tuple):
-        if not isinstance(data, list) or (origin is tuple and len(data) != len(arguments)):
-            raise ValueError(f"{where}: expected {expected}, got {data!r}")
-        each = arguments if origin is tuple else arguments * len(data)
-        values = zip(each, data, strict=True)
-        return origin(
-            _parse(type_, value, f"{where}[{index}]") for index, (type_, value) in enumerate(values)
-        )
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise ValueError(f"{where}: expected an object, got {data!r}")
-        return {key: _parse(arguments[1], value, f"{where}.{key}") for key, value in data.items()}
-    # JSON has one kind of number, and Python counts a bool among the integers.
-    accepted = (int, float) if expected is float else expected
-    if not isinstance(data, accepted) or (isinstance(data, bool) and expected is not bool):
-        raise ValueError(f"{where}: expected {expected.__name__}, got {data!r}")
-    return data
+def row_to_json(row: Row) -> dict[str, Any]:
+    """Return the row as the file holds it."""
+    case = row.case
+    data = {
+        "case": {
+            "shape": [case.batch, case.channels, case.height, case.width],
+            "kernel_size": case.kernel_size,
+            "form": case.channel_filter,
+            "layout": case.layout,
+            "normalize": case.normalize,
+        },
+        "dtype": case.dtype,
+        "pass": row.pass_name,
+    }
+    others = dataclasses.fields(row)[2:]
+    return data | {field.name: getattr(row, field.name) for field in others}
 
 
-def _parse_dataclass(expected: Any, data: Any, where: str) -> Any:
-    names = {field.name for field in dataclasses.fields(expected)}
+@dataclass(frozen=True)
+class _CaseInFile:
+    shape: tuple[int, int, int, int]
+    kernel_size: int
+    form: str
+    layout: str
+    normalize: str | None
+
+
+def row_from_json(data: Any, where: str = "row") -> Row:
+    """Return the row that `row_to_json` wrote.
+
+    Args:
+        data: parsed JSON.
+        where: how an error calls it.
+
+    Returns:
+        The row.
+
+    Raises:
+        ValueError: it is not of the schema; names the field.
+    """
+    names = {"dtype", "pass", *(field.name for field in dataclasses.fields(Row))} - {"pass_name"}
     if not isinstance(data, dict) or data.keys() != names:
         found = sorted(data) if isinstance(data, dict) else data
         raise ValueError(f"{where}: expected the fields {sorted(names)}, got {found!r}")
-    annotations = typing.get_type_hints(expected)
-    return expected(
-        **{name: _parse(annotations[name], data[name], f"{where}.{name}") for name in names}
-    )
+    in_file = parse(_CaseInFile, data["case"], f"{where}.case")
+    filters, _, image = parse(str, data["dtype"], f"{where}.dtype").partition("+")
+    try:
+        case = Case(
+            *in_file.shape,
+            kernel_size=in_file.kernel_size,
+            channel_filter=in_file.form,
+            input_dtype=image or filters,
+            filter_dtype=filters,
+            layout=in_file.layout,
+            normalize=in_file.normalize,
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    values = {key: value for key, value in data.items() if key not in ("case", "dtype", "pass")}
+    values["pass_name"] = data["pass"]
+    return parse(Row, values, where, given={"case": case})

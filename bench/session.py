@@ -8,7 +8,8 @@ import torch
 from bench.cases import Case
 from bench.measure import Measurement, measure_group
 from bench.providers import PROVIDERS
-from bench.results import Results, Row, collect
+from bench.results import Header, Results, Row, make_header
+from bench.timing import copy_rate
 
 SECONDS_PER_ROW = 0.5
 
@@ -20,6 +21,7 @@ class Measurements:
         self.device = device
         self.rows: list[Row] = []
         self.files: list[Path] = []
+        self._header: Header | None = None
         self._group: tuple[Case, str] | None = None
         self._measurements: dict[str, Measurement] = {}
 
@@ -50,7 +52,9 @@ class Measurements:
 
     def results(self) -> Results:
         """Return everything measured so far."""
-        return collect(self.rows, self.device)
+        if self._header is None:
+            self._header = make_header(self.device, copy_rate(self.device))
+        return Results(self._header, self.rows)
 
 
 MEASUREMENTS = pytest.StashKey[Measurements]()

@@ -3,6 +3,7 @@
 import gc
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable
 from itertools import accumulate
@@ -11,11 +12,14 @@ from typing import Any
 
 import torch
 
-from bench.operations import Call
+from bench.graphs import GraphCall
+from bench.operations import Call, prepare
 
 # A provider's time is spread over this many turns, so that a slow spell of the machine meets all.
 TURNS = 7
 MOST_CALLS_PER_TURN = 50
+# Sets of inputs: where these many do not exceed the cache, memory is not what limits a call.
+MOST_SETS = 64
 # Keeps the device busy while the host prepares the call, so that an event pair encloses device work
 # and no launch latency. About a millisecond on current GPUs.
 BUSY_CYCLES = 2_000_000
@@ -25,6 +29,7 @@ Clock = Callable[[Call], float]
 
 def wall_time(call: Call) -> float:
     """Return the seconds of wall clock that a call takes; the results are freed after."""
+    prepare(call)
     start = time.perf_counter()
     results = call()
     elapsed = time.perf_counter() - start
@@ -33,7 +38,11 @@ def wall_time(call: Call) -> float:
 
 
 def device_time(call: Call) -> float:
-    """Return the seconds between device events recorded just before and after a call."""
+    """Return the seconds between device events recorded just before and after a call.
+
+    Of a graph of several calls: the seconds of one of them.
+    """
+    prepare(call)
     start = torch.cuda.Event(enable_timing=True)
     end = torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(BUSY_CYCLES)
@@ -42,7 +51,12 @@ def device_time(call: Call) -> float:
     end.record()
     end.synchronize()
     del results
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / _calls_in(call)
+
+
+def _calls_in(call: Call) -> int:
+    """Return how many calls one call makes: those of a graph."""
+    return call.calls if isinstance(call, GraphCall) else 1
 
 
 def clock_of(device: torch.device) -> Clock:
@@ -74,8 +88,13 @@ def time_in_turns(
     for name, rotation in calls.items():
         # The first call of all has been made; these fill allocators and bring the inputs in.
         estimate = min(clock(rotation[index % len(rotation)]) for index in range(2))
-        per_turn = int(seconds / TURNS / max(estimate, 1e-6))
+        per_turn = int(seconds / TURNS / max(estimate * _calls_in(rotation[0]), 1e-6))
         repeats[name] = min(max(per_turn, 1), MOST_CALLS_PER_TURN)
+    # What a backward needs is made again right after each call, so that it is as far back in the
+    # cache as the rest of its set when its turn comes.
+    for rotation in calls.values():
+        for call in rotation:
+            prepare(call)
     durations: dict[str, list[float]] = {name: [] for name in calls}
     collecting = gc.isenabled()
     gc.disable()
@@ -85,10 +104,24 @@ def time_in_turns(
                 for _ in range(repeats[name]):
                     turn = len(durations[name]) % len(rotation)
                     durations[name].append(clock(rotation[turn]))
+                    prepare(rotation[turn])
     finally:
         if collecting:
             gc.enable()
     return durations
+
+
+def copy_rate(device: torch.device) -> float:
+    """Return the GB/s of a copy of a buffer that no cache holds, reads plus writes."""
+    count = 2**30 if device.type != "cpu" else max(2**26, 2 * cache_bytes(device))
+    source = torch.zeros(count, dtype=torch.uint8, device=device)
+    target = torch.zeros_like(source)
+
+    def copy() -> tuple[torch.Tensor, ...]:
+        return (target.copy_(source),)
+
+    clock = clock_of(device)
+    return 2 * count / statistics.median(clock(copy) for _ in range(12)) / 1e9
 
 
 class OtherLoad:
@@ -127,7 +160,7 @@ def rotation_length(set_bytes: int, cache_bytes: int, free_bytes: int) -> int:
     Returns:
         At least 1 (a single set that fills a quarter of the memory exceeds any cache).
     """
-    wanted = max(2, 2 * cache_bytes // set_bytes + 1)
+    wanted = min(max(2, 2 * cache_bytes // set_bytes + 1), MOST_SETS)
     return max(1, min(wanted, free_bytes // 4 // set_bytes))
 
 

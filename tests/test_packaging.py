@@ -55,6 +55,7 @@ def test_wheel_is_pure_python_with_type_information(archives: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "kpnops/py.typed" in names
+    assert "kpnops/_decoupled_filter/launch_table.json" in names
     assert "dkpn/cli.py" in names
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"kpnops", "dkpn"}

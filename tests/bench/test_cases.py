@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from bench.cases import (
+    BACKWARD,
+    CHANNELS_LAST,
     CPU_DTYPES,
     DDF_SHAPES,
     FORWARD,
     FORWARD_BACKWARD,
     GPU_DTYPES,
+    SOFTMAX,
     Case,
     all_cases,
     as_dtype,
@@ -43,6 +46,7 @@ def test_minimal_bytes_per_pixel_in_float32(
     filters = 2 * channels * kernel_size**2 * 4 if channel_filter == "image" else 0
     assert minimal_bytes(case, FORWARD) == forward * pixels + filters
     assert backward_bytes(case) == backward * pixels + 2 * filters
+    assert minimal_bytes(case, BACKWARD) == backward_bytes(case)
     both = minimal_bytes(case, FORWARD_BACKWARD)
     assert both == (forward + backward) * pixels + 3 * filters
 
@@ -93,6 +97,26 @@ def test_tensors_are_the_same_for_the_same_seed_only():
     first, again, other = (make_tensors(case, CPU, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.input, other.input)
+
+
+def test_layout_is_that_of_the_case():
+    tensors = make_tensors(Case(2, 5, 7, 6, 3, layout=CHANNELS_LAST), CPU)
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in tensors)
+    plain = make_tensors(Case(2, 5, 7, 6, 3), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, plain, strict=True))
+
+
+def test_name_tells_types_layout_and_softmax():
+    case = Case(1, 3, 8, 8, 5, "image", "float32", "bfloat16", CHANNELS_LAST, SOFTMAX)
+    assert case.name == "1x3x8x8-K5-image-bfloat16+float32-channels_last-softmax"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"channel_filter": "row"}, {"layout": "strided"}, {"normalize": "sum"}]
+)
+def test_unknown_values_are_named(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Case(1, 3, 8, 8, 5, **wrong)
 
 
 def test_unknown_dtype_is_named():

@@ -8,11 +8,21 @@ import torch
 
 import bench.measure
 import bench.memory
-from bench.cases import FORWARD, FORWARD_BACKWARD, GPU_DTYPES, PASSES, Case
-from bench.measure import measure_group
+from bench.cases import (
+    BACKWARD,
+    CHANNELS_LAST,
+    COMPARED_PASSES,
+    FORWARD,
+    FORWARD_BACKWARD,
+    GPU_DTYPES,
+    PASSES,
+    SOFTMAX,
+    Case,
+)
+from bench.measure import DeviceLostError, measure_group
 from bench.operations import calls_of, slices_operation
 from bench.providers import PROVIDERS, Provider
-from bench.results import FAILED, MEASURED, SKIPPED
+from bench.results import FAILED, GRAPH, MEASURED, MEBIBYTE, SKIPPED, YARDSTICK
 from bench.timing import TURNS
 
 CPU = torch.device("cpu")
@@ -45,11 +55,12 @@ def statuses(measurements):
     return {name: measurement.row.status for name, measurement in measurements.items()}
 
 
-@pytest.mark.parametrize("pass_name", PASSES)
+@pytest.mark.parametrize("pass_name", COMPARED_PASSES)
 def test_group_on_a_cpu(pass_name):
     measurements = measure_group(PLAIN, CASE, pass_name, CPU, seconds=0.01)
     assert statuses(measurements) == {
         "kpnops": MEASURED,
+        "softmax_kpnops": SKIPPED,
         "eager_unfold": MEASURED,
         "eager_slices": MEASURED,
         "ddf_cuda": SKIPPED,
@@ -60,34 +71,71 @@ def test_group_on_a_cpu(pass_name):
         row = measurement.row
         if row.status == SKIPPED:
             assert row.reason
-            assert row.median is None
+            assert row.milliseconds is None
             assert measurement.durations == []
             continue
         assert row.reason == ""
         assert row.rounds == len(measurement.durations) >= TURNS
-        assert row.quartiles[0] <= row.median <= row.quartiles[1]
-        assert row.bytes_per_second == row.minimal_bytes / row.median
-        assert row.first_call > 0
-        assert row.yardstick == (row.error is None)
+        assert row.quartiles[0] <= row.milliseconds <= row.quartiles[1]
+        assert row.gigabytes_per_second == row.minimal_bytes / row.milliseconds / 1e6
+        assert row.first_call_milliseconds > 0
+        assert (row.role == YARDSTICK) == (row.error is None)
+        assert row.source
+        assert row.commit
     kpnops = measurements["kpnops"].row
-    assert kpnops.time_over_kpnops == 1
-    alternatives = [measurements[name].row for name in ("eager_unfold", "eager_slices")]
-    fastest = min(row.median for row in alternatives)
-    assert kpnops.time_over_best_alternative == kpnops.median / fastest
     copy = measurements["device_copy"].row
     assert copy.fraction_of_copy == 1
-    assert kpnops.fraction_of_copy == copy.median / kpnops.median
+    assert kpnops.fraction_of_copy == copy.milliseconds / kpnops.milliseconds
+
+
+@pytest.mark.parametrize("layout", ["contiguous", CHANNELS_LAST])
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("bfloat16", "bfloat16")], ids="+".join)
+def test_softmax_is_right_in_every_provider(dtypes, layout):
+    case = Case(1, 3, 20, 24, 3, "pixel", *dtypes, layout, SOFTMAX)
+    for pass_name in (BACKWARD, FORWARD_BACKWARD):
+        measured = measure_group(PLAIN[:4], case, pass_name, CPU, seconds=0)
+        assert set(statuses(measured).values()) == {MEASURED}
+
+
+def test_backward_alone_needs_its_forward_each_time_and_does_not_time_it():
+    measurements = measure_group([PLAIN[0], PLAIN[3]], CASE, BACKWARD, CPU, seconds=0.01)
+    for measurement in measurements.values():
+        assert measurement.row.status == MEASURED, measurement.row
+        assert len(measurement.durations) >= TURNS
+
+
+def test_progress_is_told_before_each_provider_and_before_timing():
+    told = []
+    measure_group(PLAIN[:3], CASE, FORWARD, CPU, seconds=0.01, progress=told.append)
+    assert told == ["kpnops", "eager_unfold", ""]
+
+
+def test_graphs_are_skipped_on_a_cpu():
+    measurements = measure_group(PLAIN[:1], CASE, FORWARD, CPU, 0.01, in_graph=True)
+    assert measurements["kpnops"].row.reason == "graphs need a GPU"
+
+
+def test_broken_device_ends_the_group():
+    def lost_operation(case):
+        def lost(*arguments):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        return lost
+
+    broken = replace(wrong_provider(), make_calls=partial(calls_of, lost_operation))
+    with pytest.raises(DeviceLostError, match="illegal memory access"):
+        measure_group([broken], CASE, FORWARD, CPU, seconds=0.01)
 
 
 def test_kpnops_saves_nothing_and_unfold_saves_columns_and_filters():
-    measurements = measure_group(PLAIN[:2], CASE, FORWARD_BACKWARD, CPU, seconds=0)
-    assert measurements["kpnops"].row.saved_bytes == 0
+    measurements = measure_group(PLAIN[:3], CASE, FORWARD_BACKWARD, CPU, seconds=0)
+    assert measurements["kpnops"].row.saved_mebibytes == 0
     columns = CASE.pixels * CASE.channels * CASE.taps * 4
-    assert measurements["eager_unfold"].row.saved_bytes == 2 * columns
+    assert measurements["eager_unfold"].row.saved_mebibytes == 2 * columns / MEBIBYTE
 
 
 def test_wrong_provider_fails_and_the_others_are_timed():
-    providers = [PLAIN[0], wrong_provider(), PLAIN[2]]
+    providers = [PLAIN[0], wrong_provider(), PLAIN[3]]
     measurements = measure_group(providers, CASE, FORWARD, CPU, seconds=0.01)
     assert statuses(measurements) == {
         "kpnops": MEASURED,
@@ -96,13 +144,8 @@ def test_wrong_provider_fails_and_the_others_are_timed():
     }
     wrong = measurements["wrong"]
     assert "result: an error is" in wrong.row.reason
-    assert wrong.row.median is None
+    assert wrong.row.milliseconds is None
     assert wrong.durations == []
-    # Nobody is compared with what is wrong.
-    slices = measurements["eager_slices"].row
-    assert measurements["kpnops"].row.time_over_best_alternative == pytest.approx(
-        measurements["kpnops"].row.median / slices.median
-    )
 
 
 def test_provider_that_breaks_fails_and_the_others_are_timed():
@@ -121,7 +164,7 @@ def test_provider_that_breaks_fails_and_the_others_are_timed():
 def test_without_seconds_results_are_checked_and_nothing_is_timed():
     measurements = measure_group([PLAIN[0], wrong_provider()], CASE, FORWARD, CPU, seconds=0)
     assert measurements["kpnops"].row.error is not None
-    assert measurements["kpnops"].row.median is None
+    assert measurements["kpnops"].row.milliseconds is None
     assert measurements["wrong"].row.status == FAILED
 
 
@@ -143,7 +186,7 @@ def test_oracle_that_does_not_fit_is_computed_for_each_provider(monkeypatch):
     tiles = bench.measure.oracle_tiles
     monkeypatch.setattr(bench.measure, "oracle_tiles", counted)
     monkeypatch.setattr(bench.memory, "KPNOPS_CPU_WORKSPACE", 0)
-    providers = [PLAIN[0], PLAIN[2]]
+    providers = [PLAIN[0], PLAIN[3]]
     case = Case(1, 3, 64, 64, 3)
     measure_group(providers, case, FORWARD, CPU, seconds=0)
     assert len(made) == 1
@@ -156,18 +199,41 @@ def test_oracle_that_does_not_fit_is_computed_for_each_provider(monkeypatch):
     assert all(measurement.row.error is not None for measurement in measurements.values())
 
 
+def check_on_a_gpu(providers, case, pass_name):
+    measurements = measure_group(providers, case, pass_name, torch.device("cuda"), seconds=0.05)
+    for name, measurement in measurements.items():
+        row = measurement.row
+        optional = name in ("ddf_cuda", "softmax_kpnops") and row.reason
+        assert row.status == (SKIPPED if optional else MEASURED), row
+        if row.status == MEASURED:
+            assert 0 < row.milliseconds < 1000
+            assert row.fraction_of_copy is not None
+            assert row.peak_mebibytes is not None
+
+
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore")  # what the code generator's own imports deprecate
 @pytest.mark.parametrize("pass_name", PASSES)
 @pytest.mark.parametrize("channel_filter", ["pixel", "image"])
 @pytest.mark.parametrize("dtypes", GPU_DTYPES, ids="+".join)
 def test_group_on_a_gpu(dtypes, channel_filter, pass_name):
-    case = Case(1, 3, 64, 96, 3, channel_filter, *dtypes)
-    measurements = measure_group(PROVIDERS, case, pass_name, torch.device("cuda"), seconds=0.05)
-    for name, measurement in measurements.items():
-        row = measurement.row
-        assert row.status == (SKIPPED if name == "ddf_cuda" and row.reason else MEASURED), row
-        if row.status == MEASURED:
-            assert 0 < row.median < 1
-            assert row.fraction_of_copy is not None
-            assert row.peak_bytes is not None
+    check_on_a_gpu(PLAIN, Case(1, 3, 64, 96, 3, channel_filter, *dtypes), pass_name)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # what the code generator's own imports deprecate
+@pytest.mark.parametrize("pass_name", PASSES)
+def test_compiled_group_on_a_gpu(pass_name):
+    check_on_a_gpu(PROVIDERS, Case(1, 3, 64, 96, 3, "image", "float32", "bfloat16"), pass_name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pass_name", COMPARED_PASSES)
+def test_graph_replays_on_a_gpu(pass_name):
+    case = Case(2, 16, 14, 14, 3, "image")
+    providers = [provider for provider in PLAIN if provider.name in ("kpnops", "device_copy")]
+    device = torch.device("cuda")
+    measurements = measure_group(providers, case, pass_name, device, 0.05, in_graph=True)
+    for measurement in measurements.values():
+        assert measurement.row.status == MEASURED, measurement.row
+        assert measurement.row.clock == GRAPH
+        assert 0 < measurement.row.milliseconds < 10

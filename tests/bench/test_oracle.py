@@ -1,13 +1,31 @@
 """The oracle: tiles agree with the whole, wrong results are refused, right ones are not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import bench.oracle
 import kpnops
-from bench.cases import CHANNEL_FILTERS, FORWARD, FORWARD_BACKWARD, GPU_DTYPES, Case, make_tensors
+from bench.cases import (
+    BACKWARD,
+    CHANNEL_FILTERS,
+    FORWARD,
+    FORWARD_BACKWARD,
+    GPU_DTYPES,
+    SOFTMAX,
+    Case,
+    make_tensors,
+)
 from bench.operations import OperationCall, slices_operation
-from bench.oracle import GRADIENTS, RESULT, WrongResultError, check, oracle_tiles
+from bench.oracle import (
+    GRADIENTS,
+    RESULT,
+    WrongResultError,
+    check,
+    oracle_tiles,
+    unit_roundoff,
+)
 
 CPU = torch.device("cpu")
 # Not multiples of the tiles' sides, and more than one tile each way where tiles are smallest.
@@ -140,3 +158,52 @@ def test_a_zero_result_fails_in_bfloat16_with_many_taps():
     tiles = oracle_tiles(case, tensors, FORWARD)
     with pytest.raises(WrongResultError, match=r"^result: "):
         check(case, (torch.zeros_like(tensors.cotangent),), tiles, torch.bfloat16)
+
+
+def outputs_with_softmax(case, tensors, softmax):
+    """Result and gradients in float32 after a softmax written out."""
+    arguments = [argument.clone().requires_grad_() for argument in tensors.arguments]
+    plain = slices_operation(replace(case, normalize=None))
+    result = plain(arguments[0], softmax(arguments[1]), arguments[2])
+    return result.detach(), *torch.autograd.grad(result, arguments, tensors.cotangent)
+
+
+@pytest.mark.parametrize("channel_filter", CHANNEL_FILTERS)
+@pytest.mark.parametrize(
+    ("softmax", "named"),
+    [
+        (lambda logits: logits.softmax(1), None),
+        (lambda logits: logits.exp() / logits.exp().sum(1, keepdim=True), None),
+        (lambda logits: logits.exp() / logits.exp().sum(1, keepdim=True).detach(), "grad spatial"),
+        (lambda logits: (1.00002 * logits).softmax(1), "result"),
+        (lambda logits: logits, "result"),
+    ],
+    ids=["softmax", "by hand", "a term of the gradient is missing", "scaled", "left out"],
+)
+def test_softmax_is_judged_with_its_gradient(softmax, named, channel_filter):
+    case = Case(2, 3, 20, 24, 3, channel_filter, normalize=SOFTMAX)
+    tensors = make_tensors(case, CPU)
+    tiles = list(oracle_tiles(case, tensors, FORWARD_BACKWARD))
+    outputs = outputs_with_softmax(case, tensors, softmax)
+    if named is None:
+        assert check(case, outputs, tiles, torch.float32) <= 1
+        return
+    with pytest.raises(WrongResultError, match=named):
+        check(case, outputs, tiles, torch.float32)
+
+
+def test_gradients_alone_are_judged_by_their_names():
+    case = Case(1, 3, 20, 24, 3)
+    tensors = make_tensors(case, CPU)
+    tiles = list(oracle_tiles(case, tensors, BACKWARD))
+    assert {tile.tensor for tile in tiles} == set(GRADIENTS)
+    _, *gradients = rounded_outputs(case, tensors)
+    assert check(case, tuple(gradients), tiles, torch.float32, BACKWARD) <= 1
+    gradients[2] = -gradients[2]
+    with pytest.raises(WrongResultError, match="grad channel_filter"):
+        check(case, tuple(gradients), tiles, torch.float32, BACKWARD)
+
+
+def test_the_unit_of_a_format_that_is_no_data_type():
+    assert unit_roundoff(torch.float32) == 2.0**-24
+    assert unit_roundoff(2.0**-16) == 2.0**-16

@@ -7,6 +7,9 @@ import torch
 
 from bench import timing
 from bench.bench_decoupled_filter import ReplayClock
+from bench.cases import BACKWARD, Case, make_tensors
+from bench.graphs import GraphCall
+from bench.operations import OperationCall, slices_operation
 from bench.timing import (
     TURNS,
     OtherLoad,
@@ -93,6 +96,40 @@ def test_providers_take_turns_on_rotating_inputs():
     assert names == (["fast"] * 4 + ["slow"]) * TURNS
     indices = [index for name, index in timed if name == "fast"]
     assert indices == [number % 3 for number in range(4 * TURNS)]
+
+
+def test_a_graph_of_many_calls_is_replayed_less_often():
+    replays = []
+    graph = GraphCall.__new__(GraphCall)  # capturing needs a GPU
+    graph.calls = 20
+
+    def clock(call):
+        assert call is graph
+        replays.append(call)
+        return 1e-3  # of one of its calls
+
+    (durations,) = time_in_turns({"graph": [graph]}, clock, seconds=TURNS * 0.1).values()
+    assert durations == [1e-3] * 5 * TURNS
+
+
+def test_the_forward_of_a_backward_is_made_before_the_clock_starts():
+    made = []
+
+    class Recorded(OperationCall):
+        def forward(self):
+            made.append("forward")
+            return super().forward()
+
+    case = Case(1, 3, 8, 8, 3)
+    call = Recorded(slices_operation(case), BACKWARD, make_tensors(case, CPU))
+
+    def clock(call):
+        made.append("clock")
+        return wall_time(call)
+
+    time_in_turns({"a": [call]}, clock, seconds=0.0)
+    timed = made[-2 * TURNS :]
+    assert timed == ["clock", "forward"] * TURNS  # the last one made for a next turn
 
 
 @pytest.mark.parametrize(
