@@ -81,7 +81,7 @@ def _bound(taps: int) -> int | None:
 
 
 def _tile(width: int, rows: int, pixels: int, max_registers: int | None) -> TileLaunch:
-    """A tile as wide as narrow images, at most 64 pixels, with two pixels of each row a thread.
+    """A tile as wide as narrow images, at most 64 pixels, with ``pixels`` of each row a thread.
 
     Halo rows of a tile are in the cache of its multiprocessor, and more of its columns are inside
     the image than those of one as wide as 256 pixels, which needs masks in all images up to twice
@@ -93,7 +93,7 @@ def _tile(width: int, rows: int, pixels: int, max_registers: int | None) -> Tile
     num_warps = {64: 4, 32: 2}.get(block_w, 1)
     if block_w == 8:
         rows = max(1, rows // 4)  # an image that narrow is rarely high
-    block_h = 64 * num_warps // block_w * rows
+    block_h = 32 * pixels * num_warps // block_w * rows
     return TileLaunch(block_h, block_w, num_warps, max_registers, rows, pixels)
 
 

@@ -269,10 +269,11 @@ def test_every_pixel_has_a_program():
     ("shape", "programs"),
     [
         ((1, 64, 512, 512), 32 * 8 * 4),  # 256 tiles of 16 x 64: each has 16 of the channels
-        ((32, 256, 7, 7), 32 * 32),  # one tile an image
+        ((32, 256, 8, 8), 32 * 32),  # one tile an image
+        ((32, 256, 7, 7), 64 * 16),  # two: an odd width gives a thread one pixel of a row
         ((1, 37, 16, 16), 37),  # what divides 37
         ((4, 64, 1080, 1920), 4 * 68 * 30),  # enough tiles: no program has part of the channels
-        ((1, 3, 7, 7), 1),  # a program has 4 channels, or all
+        ((1, 3, 8, 8), 1),  # a program has 4 channels, or all
     ],
 )
 def test_few_tiles_share_out_the_channels(shape, programs):
