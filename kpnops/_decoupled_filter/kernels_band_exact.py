@@ -224,7 +224,7 @@ def band_filters_exact(
                 x_strides, grad_strides, channel_strides, KH, KW, FORM, PADDING, BLOCK_W,
             )  # fmt: skip
             if SOFTMAX:
-                logit = _load(tap_ptrs + tap * spatial_strides[1], mask)
+                logit = _load(tap_ptrs + tap * tl.cast(spatial_strides[1], tl.int64), mask)
                 acc = tl.exp(logit - highest) * scale * (acc - delta)
-            result_ptrs = grad_ptrs + tap * grad_spatial_strides[1]
+            result_ptrs = grad_ptrs + tap * tl.cast(grad_spatial_strides[1], tl.int64)
             tl.store(result_ptrs, as_stored(acc, grad_spatial_ptr), mask=mask)

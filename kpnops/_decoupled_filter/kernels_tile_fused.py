@@ -112,6 +112,8 @@ def _fused_bwd_body(
         for _pixel in tl.static_range(PIXELS):
             grad_x = grad_x + (tl.zeros((BLOCK_H, BLOCK_W // PIXELS), ACC),)
             totals = totals + (tl.zeros((BLOCK_H, BLOCK_W // PIXELS), ACC),)
+    tap_step = tl.cast(spatial_strides[1], tl.int64)
+    grad_tap_step = tl.cast(grad_spatial_strides[1], tl.int64)
     # Only a row or part of it is unrolled: what is loaded of a row is indexed by the column alone,
     # and less compiles faster.
     for part in range(KH * (KW // UNROLLED)):
@@ -135,7 +137,7 @@ def _fused_bwd_body(
             for j in tl.static_range(UNROLLED):
                 if (WITH_CHANNEL and COMBINE == "mul") or (WITH_SPATIAL and SOFTMAX):
                     weights = load_columns(
-                        spatial_ptr + j * spatial_strides[1], spatial_offs, spatial_strides[3], x,
+                        spatial_ptr + j * tap_step, spatial_offs, spatial_strides[3], x,
                         W, y < H, 0, PIXELS, PIXELS, MASKED, ACC,
                     )  # fmt: skip
                     if SOFTMAX:
@@ -150,7 +152,7 @@ def _fused_bwd_body(
                             tap_sum = weights[p] * (tap_sum - delta[p])
                         results = results + (tap_sum,)
                     store_pixels(
-                        grad_spatial_ptr + j * grad_spatial_strides[1], grad_spatial_offs,
+                        grad_spatial_ptr + j * grad_tap_step, grad_spatial_offs,
                         grad_spatial_strides[3], results, 0, x, W, y < H, PIXELS, MASKED,
                     )  # fmt: skip
                 if WITH_CHANNEL:
@@ -162,7 +164,7 @@ def _fused_bwd_body(
                         new_totals = new_totals + (totals[k] + value,)
                     totals = new_totals
             if WITH_SPATIAL:
-                grad_spatial_ptr += UNROLLED * grad_spatial_strides[1]
+                grad_spatial_ptr += UNROLLED * grad_tap_step
         if WITH_INPUT:  # the output p = q - o_t reads pixel q through tap t
             shift = TOP - i
             reads = (y + shift >= 0) & (y + shift < H)
@@ -196,7 +198,7 @@ def _fused_bwd_body(
                 values = values + row_grad
             for j in tl.static_range(UNROLLED):
                 weights = load_columns(
-                    spatial_ptr + j * spatial_strides[1] + shift * spatial_strides[2],
+                    spatial_ptr + j * tap_step + shift * spatial_strides[2],
                     spatial_offs - start * spatial_strides[3], spatial_strides[3], x - start, W,
                     reads, LEFT - j, PIXELS, PIXELS, MASKED, ACC,
                 )  # fmt: skip
@@ -212,7 +214,7 @@ def _fused_bwd_body(
                     value = values[k // PIXELS * COLUMNS + UNROLLED - 1 - j + k % PIXELS]
                     new_grad_x = new_grad_x + (grad_x[k] + value * factor,)
                 grad_x = new_grad_x
-        spatial_ptr += UNROLLED * spatial_strides[1]
+        spatial_ptr += UNROLLED * tap_step
     if WITH_CHANNEL:
         totals = products(grad, totals, CHANNELS * PIXELS)
     for c in tl.static_range(CHANNELS):

@@ -39,6 +39,7 @@ MAX_UNROLLED_PRODUCTS = 48
 # Rows of taps whose gradients a program holds.
 MAX_ROWS_OF_TAPS = 7
 MAX_ROWS_OF_TAPS_SOFTMAX = 3
+MAX_ROWS_OF_WIDE_TAPS = 4  # with 6 rows of 11 or 17 columns odd widths spill (32 bytes, sm_90)
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -109,14 +110,19 @@ def _by_float32(call: Call, grad_output: Tensor) -> bool:
     return gains is None or not gains.dtype == grad_output.dtype == call.input.dtype
 
 
-def forward_launch(kernel_size: tuple[int, int], channels_per_group: int, terms: int) -> BandLaunch:
+def forward_launch(
+    kernel_size: tuple[int, int], channels_per_group: int, terms: int, long: bool = False
+) -> BandLaunch:
     """Forward, and gradient of the input: a warp for each 16 channels, the rows of a tile of the
     tensor cores, up to the 64 of a group of four warps.
 
     Each row of taps counts as ``terms`` products. With too many to unroll a program has fewer rows
-    of pixels, or walks the rows of taps in a loop.
+    of pixels, or walks the rows of taps in a loop. ``long``: the gradient of the input where rows
+    do not begin at multiples of 16, so that the taps of other pixels are loaded one by one.
     """
     products = kernel_size[0] * terms
+    if long and kernel_size[1] > 8:
+        products *= 2  # 6,817 instructions at 11x11 else (sm_90)
     rows = 4 if 4 * products <= MAX_UNROLLED_PRODUCTS else 2
     ahead = 0
     if rows * products <= MAX_UNROLLED_PRODUCTS:
@@ -130,6 +136,8 @@ def filters_launch(
     """Gradients of the filters: ``rows`` rows of taps, 16 values a thread for each two rows of the
     window, and as many under softmax for the probabilities."""
     most = MAX_ROWS_OF_TAPS_SOFTMAX if softmax else MAX_ROWS_OF_TAPS
+    if kernel_size[1] > 8 and not softmax:
+        most = MAX_ROWS_OF_WIDE_TAPS
     chunks = -(-kernel_size[0] // most)
     # blocks of 64 channels take over 200 registers where the width is odd
     return BandLaunch(-(-kernel_size[0] // chunks), min(32, _channels(channels_per_group)[0]), 4)
@@ -184,7 +192,8 @@ def band_forward(
     terms = 2 if call.softmax else 1
     if split and _by_float32(call, source):
         terms *= 2
-    config = forward_launch(call.window.kernel_size, call.channels_per_group, terms)
+    long = transposed and any(t.stride(2) % 16 for t in (source, call.spatial_filter))
+    config = forward_launch(call.window.kernel_size, call.channels_per_group, terms, long)
     config = tuned(config, "band_input" if transposed else "band_forward", call)
     blocks_c = -(-call.channels_per_group // config.block_c)
     return Launch(

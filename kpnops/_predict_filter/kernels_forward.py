@@ -69,7 +69,7 @@ def tap_values(
         for c in tl.static_range(CHANNELS):
             values = values + (tl.load(ptrs[c] + offset, mask=inside, other=0.0).to(ACC),)
     else:
-        offset = dy.to(tl.int64) * x_strides[2] + dx * x_strides[3]
+        offset = dy.to(tl.int64) * x_strides[2] + dx.to(tl.int64) * x_strides[3]
         for c in tl.static_range(CHANNELS):
             if CHECKED:
                 values = values + (tl.load(ptrs[c] + offset, mask=exists, other=0.0).to(ACC),)

@@ -85,7 +85,7 @@ def _patch_bwd_features_kernel(
                 new_sums = new_sums + (sums[j] + grad * weight,)
             sums = new_sums
         for j in tl.static_range(BLOCK_F):
-            ptrs = target + (first_feature + j) * grad_features_strides[1]
+            ptrs = target + tl.cast(first_feature + j, tl.int64) * grad_features_strides[1]
             inside = mask & (first_feature + j < FEATURES)
             tl.store(ptrs, as_stored(sums[j], ptrs), mask=inside)
 
@@ -153,7 +153,7 @@ def _patch_bwd_weight_kernel(
         else:
             values = ()
             for k in tl.static_range(BLOCK_F):
-                ptr = value_ptrs + (first_feature + k) * features_strides[1]
+                ptr = value_ptrs + tl.cast(first_feature + k, tl.int64) * features_strides[1]
                 inside = mask & (first_feature + k < FEATURES)
                 values = values + (tl.load(ptr, mask=inside, other=0.0).to(ACC),)
             new_sums = ()

@@ -120,7 +120,8 @@ def block_sums(
             start += tl.load(ptr, mask=exists, other=0.0).to(ACC)
         logits = logits + (start,)
     for feature in range(FEATURES):
-        value = tl.load(feature_ptrs + feature * features_strides[1], mask=mask, other=0.0).to(ACC)
+        value = tl.load(feature_ptrs, mask=mask, other=0.0).to(ACC)
+        feature_ptrs += features_strides[1]
         sums = ()
         for j in tl.static_range(ROWS * COLUMNS):
             row = block // CHUNKS * ROWS + j // COLUMNS
