@@ -27,6 +27,7 @@ __all__ = [
     "gather_channels_launch",
     "gather_input_launch",
     "gather_taps_launch",
+    "input_fits",
     "mix_launch",
 ]
 
@@ -163,6 +164,14 @@ def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool)
     if softmax:
         return taps * dtype.itemsize // 4 <= 36
     return padding_mode == "zeros" or taps <= 36
+
+
+def input_fits(taps: int, dtype: torch.dtype, softmax: bool) -> bool:
+    """Whether the unrolled gradient of the input stays in registers.
+
+    Under softmax it forms the probabilities of other pixels: 49 taps spill 624 bytes on sm_100.
+    """
+    return not softmax or taps * dtype.itemsize // 4 <= 36
 
 
 def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], dtype: torch.dtype) -> bool:

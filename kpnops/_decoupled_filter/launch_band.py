@@ -39,6 +39,7 @@ MAX_UNROLLED_PRODUCTS = 48
 # Rows of taps whose gradients a program holds.
 MAX_ROWS_OF_TAPS = 7
 MAX_ROWS_OF_TAPS_SOFTMAX = 3
+MAX_ROWS_OF_PADDED_TAPS = 5  # 7 spill with the index arithmetic of other paddings (sm_80)
 MAX_ROWS_OF_WIDE_TAPS = 4  # with 6 rows of 11 or 17 columns odd widths spill (32 bytes, sm_90)
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -125,19 +126,22 @@ def forward_launch(
         products *= 2  # 6,817 instructions at 11x11 else (sm_90)
     rows = 4 if 4 * products <= MAX_UNROLLED_PRODUCTS else 2
     ahead = 0
-    if rows * products <= MAX_UNROLLED_PRODUCTS:
+    # Unrolled, two terms of each tap spill from 5 rows of them on (8 to 24 bytes, sm_80).
+    if rows * products <= MAX_UNROLLED_PRODUCTS and (terms == 1 or products <= 8):
         ahead = 3 if kernel_size[1] <= 8 else 1
     return BandLaunch(rows, *_channels(channels_per_group), ahead)
 
 
 def filters_launch(
-    kernel_size: tuple[int, int], channels_per_group: int, softmax: bool
+    kernel_size: tuple[int, int], channels_per_group: int, softmax: bool, padding_mode: str
 ) -> BandLaunch:
     """Gradients of the filters: ``rows`` rows of taps, 16 values a thread for each two rows of the
     window, and as many under softmax for the probabilities."""
     most = MAX_ROWS_OF_TAPS_SOFTMAX if softmax else MAX_ROWS_OF_TAPS
     if kernel_size[1] > 8 and not softmax:
         most = MAX_ROWS_OF_WIDE_TAPS
+    elif padding_mode != "zeros" and not softmax:
+        most = MAX_ROWS_OF_PADDED_TAPS
     chunks = -(-kernel_size[0] // most)
     # blocks of 64 channels take over 200 registers where the width is odd
     return BandLaunch(-(-kernel_size[0] // chunks), min(32, _channels(channels_per_group)[0]), 4)
@@ -149,9 +153,16 @@ def _channels(channels_per_group: int) -> tuple[int, int]:
     return block_c, block_c // 16
 
 
+def _filters_config(call: Call) -> BandLaunch:
+    window = call.window
+    return filters_launch(
+        window.kernel_size, call.channels_per_group, call.softmax, window.padding_mode
+    )
+
+
 def holds_all_taps(call: Call) -> bool:
     """Whether a program of the filters' gradients holds all rows of taps."""
-    config = filters_launch(call.window.kernel_size, call.channels_per_group, call.softmax)
+    config = _filters_config(call)
     return config.rows >= call.window.kernel_size[0]
 
 
@@ -242,7 +253,7 @@ def band_filters(
 ) -> Launch:
     """Gradient of the spatial filter."""
     B, C, H, W = call.input.shape
-    config = filters_launch(call.window.kernel_size, call.channels_per_group, call.softmax)
+    config = _filters_config(call)
     config = tuned(config, "band_filters", call)
     chunks = -(-call.window.kernel_size[0] // config.rows)
     x = call.input

@@ -171,9 +171,16 @@ def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Grad
     ):
         statistics = _statistics(plan, call, grad_output, general_spatial is not None)
     if grads.input is not None:
-        item = tile_forward(call, grad_output, grads.input, transposed=True, statistics=statistics)
-        plan.launches.append(item)
-    _plan_border(plan, call, grad_output, grads, statistics)
+        if launch.input_fits(call.window.taps, call.sum_dtype, call.softmax):
+            item = tile_forward(
+                call, grad_output, grads.input, transposed=True, statistics=statistics
+            )
+            plan.launches.append(item)
+            _plan_border(plan, call, grad_output, grads, statistics)
+        else:
+            plan.launches += gather_grad_input(
+                call, grad_output, grads.input, statistics, border_only=False
+            )
     if per_image is not None:
         tile_grad_channel(plan, call, grad_output, per_image, statistics)
         channel = None

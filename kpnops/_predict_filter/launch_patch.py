@@ -203,7 +203,9 @@ def grad_features(call: Call, patch: Patch, logits: Tensor, target: Tensor) -> L
 def grad_weight(call: Call, patch: Patch, logits: Tensor, partial: Tensor) -> Launch:
     """What the patch adds to ``partial``, ``(chunks, G*N*T, F)``."""
     matrix, (taps, features) = sum_constants(call)["MATRIX"], call.weight.shape
-    block_t, block_f = (64, 64) if matrix else (4, 8)
+    # three passes hold two terms of each factor: 64 taps spill 16 bytes on sm_80
+    few = sum_constants(call)["PRECISION"] == "tf32x3"
+    block_t, block_f = (32 if few else 64, 64) if matrix else (4, 8)
     return Launch(
         kernel=_patch_bwd_weight_kernel,
         programs=partial.shape[0] * -(-taps // block_t) * -(-features // block_f),

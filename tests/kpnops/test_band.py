@@ -5,6 +5,7 @@ Their launches are compiled in ``test_band_compiled.py``.
 
 import functools
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -128,8 +129,8 @@ def test_a_program_unrolls_no_more_than_compiles_in_seconds(kernel_size, channel
         assert config.ahead == 0 or unrolled <= launch_band.MAX_UNROLLED_PRODUCTS
         assert config.num_warps * 16 == config.block_c
         assert config.block_c < 2 * channels
-    for softmax in (False, True):
-        config = launch_band.filters_launch(kernel_size, channels, softmax)
+    for softmax, padding_mode in product((False, True), ("zeros", "reflect")):
+        config = launch_band.filters_launch(kernel_size, channels, softmax, padding_mode)
         assert 1 <= config.rows <= kernel_size[0]
 
 

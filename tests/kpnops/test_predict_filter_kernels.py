@@ -16,7 +16,6 @@ from kpnops._predict_filter.call import Call
 from kpnops._predict_filter.launch_head import head_forward
 from kpnops._predict_filter.patches import WORKSPACE_BYTES, patches
 from tests.head_cases import HeadCase, check_head
-from tests.helpers import PADDING_MODES
 from tests.helpers_compile import TARGETS, compile_launch
 
 F32, F16, BF16, F64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
@@ -144,9 +143,11 @@ def test_workspace_is_bounded_whatever_the_size(kernel_size: tuple[int, int]) ->
 
 @pytest.mark.interpreted
 @pytest.mark.skipif(not route.interpreted(), reason="the CPU path has no patches")
-@pytest.mark.parametrize("padding_mode", PADDING_MODES)
-@pytest.mark.parametrize("form", ["pixel", "image"])
-def test_many_patches(padding_mode: str, form: str, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("form", "padding_mode"),
+    [("pixel", "zeros"), ("image", "replicate"), ("pixel", "reflect"), ("image", "circular")],
+)
+def test_many_patches(form: str, padding_mode: str, monkeypatch) -> None:
     case = HeadCase(
         size=(4, 5),
         kernel_size=(2, 3),
