@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["empty_as", "refuse_forward_mode", "without_autocast"]
+__all__ = ["empty_as", "empty_grads", "refuse_forward_mode", "where_needed", "without_autocast"]
 
 
 def empty_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -21,6 +21,24 @@ def empty_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor
     )
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=tensor.device, memory_format=memory_format)
+
+
+def empty_grads(tensors: Sequence[Tensor | None], needs_grad: Sequence[bool]) -> list[Tensor]:
+    """Uninitialised gradients of ``tensors``, of which the first is there; without elements where
+    none is needed."""
+    first = tensors[0]
+    assert first is not None
+    return [
+        empty_as(tensor, tensor.shape, tensor.dtype)
+        if tensor is not None and need
+        else first.new_empty(0)
+        for tensor, need in zip(tensors, needs_grad, strict=True)
+    ]
+
+
+def where_needed(values: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
+    """``values`` where they are needed, else None."""
+    return [value if need else None for value, need in zip(values, needs, strict=True)]
 
 
 def refuse_forward_mode(name: str) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from .._registration import register
-from .._results import empty_as, refuse_forward_mode
+from .._results import empty_as, empty_grads, refuse_forward_mode, where_needed
 from . import batching, derivatives, route
 from .call import Call, Gradients
 from .geometry import Window
@@ -63,19 +63,21 @@ def _decoupled_filter_backward(
     for."""
     tensors = (input, spatial_filter, channel_filter)
     options = (kernel_size, stride, dilation, padding_mode, combine, normalize, scale_factor)
-    grads = _empty_grads(tensors, needs_grad)
+    grads = empty_grads(tensors, needs_grad)
     if grad_output.numel():
-        wanted = (grad if need else None for grad, need in zip(grads, needs_grad, strict=True))
         call = _short(_call(tensors, options))
-        route.backend(input).backward(call, grad_output, Gradients(*wanted))
+        route.backend(input).backward(
+            call, grad_output, Gradients(*where_needed(grads, needs_grad))
+        )
     else:  # a batch of none: sums over nothing
         for grad in grads:
             grad.zero_()
-    return grads
+    input, spatial_filter, channel_filter = grads
+    return input, spatial_filter, channel_filter
 
 
 def _fake_backward(grad_output, input, spatial_filter, channel_filter, *options_and_needs):
-    return _empty_grads((input, spatial_filter, channel_filter), options_and_needs[-1])
+    return tuple(empty_grads((input, spatial_filter, channel_filter), options_and_needs[-1]))
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -86,8 +88,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_output: Tensor):
     needs_grad = list(ctx.needs_input_grad[:3])
     grads = decoupled_filter_backward(grad_output, *ctx.saved_tensors, *ctx.options, needs_grad)
-    wanted = [grad if need else None for grad, need in zip(grads, needs_grad, strict=True)]
-    return *wanted, *(None for _ in ctx.options)
+    return *where_needed(grads, needs_grad), *(None for _ in ctx.options)
 
 
 def _setup_second(ctx, inputs, output) -> None:
@@ -96,10 +97,7 @@ def _setup_second(ctx, inputs, output) -> None:
 
 
 def _second(ctx, *grads_of_grads: Tensor):
-    directions = [
-        direction if need else None
-        for direction, need in zip(grads_of_grads, ctx.needs_grad, strict=True)
-    ]
+    directions = where_needed(grads_of_grads, ctx.needs_grad)
     grad_output, *tensors = ctx.saved_tensors
     grads = derivatives.second(
         _OPERATORS, grad_output, tensors, directions, ctx.options, ctx.needs_input_grad[:4]
@@ -151,13 +149,3 @@ def _pair(numbers: Sequence[int]) -> tuple[int, int]:
 
 def _empty_output(call: Call) -> Tensor:
     return empty_as(call.input, call.output_shape, call.result_dtype)
-
-
-def _empty_grads(tensors, needs_grad: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
-    input, spatial_filter, channel_filter = (
-        empty_as(tensor, tensor.shape, tensor.dtype)
-        if tensor is not None and need
-        else tensors[0].new_empty(0)
-        for tensor, need in zip(tensors, needs_grad, strict=True)
-    )
-    return input, spatial_filter, channel_filter

@@ -3,13 +3,11 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import triton.language as tl
 from torch import Tensor
-
-from .call import Call
 
 __all__ = ["Launch", "Plan", "channel_strides", "run", "strides", "sum_type"]
 
@@ -51,7 +49,18 @@ def run(plan: Plan, device: torch.device) -> None:
             step()
 
 
-def sum_type(call: Call) -> Any:
+class _Call(Protocol):
+    """What the calls of all operators have."""
+
+    @property
+    def channel_filter(self) -> Tensor | None: ...
+    @property
+    def channel_shared(self) -> bool: ...
+    @property
+    def sum_dtype(self) -> torch.dtype: ...
+
+
+def sum_type(call: _Call) -> Any:
     """Triton's name of the dtype of sums."""
     return tl.float64 if call.sum_dtype == torch.float64 else tl.float32
 
@@ -61,7 +70,7 @@ def strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride())
 
 
-def channel_strides(call: Call) -> tuple[int, ...]:
+def channel_strides(call: _Call) -> tuple[int, ...]:
     """Strides of the channel filter; 0 along a batch of one that all images share."""
     if call.channel_filter is None:
         return (0, 0, 0, 0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .._results import where_needed
 from . import derivatives, op
 from .derivatives import Operators, Options, Tensors, softmax_taps
 
@@ -77,7 +78,7 @@ class _Forward(torch.autograd.Function):
         needs = ctx.needs_input_grad[:3]
         options = ctx.settings.options
         grads = OPERATORS.backward(grad_output, ctx.saved_tensors, options, needs)
-        return *(grad if need else None for grad, need in zip(grads, needs, strict=True)), None
+        return *where_needed(grads, needs), None
 
     @staticmethod
     def jvp(ctx, *directions):
@@ -104,10 +105,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads_of_grads):
         grad_output, *tensors = ctx.saved_tensors
-        directions = [
-            direction if need else None
-            for direction, need in zip(grads_of_grads, ctx.settings.needs_grad, strict=True)
-        ]
+        directions = where_needed(grads_of_grads, ctx.settings.needs_grad)
         options, needs = ctx.settings.options, ctx.needs_input_grad[:4]
         grads = derivatives.second(OPERATORS, grad_output, tensors, directions, options, needs)
         return *grads, None

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from .._decoupled_filter.kernels_index import as_stored, pixel_offset, source_index
 from .kernels_columns import columns_of
-from .kernels_logits import block_product, block_sums, load_features
+from .kernels_logits import block_product, block_sums, load_features, tap_position
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -125,8 +125,7 @@ def _head_fwd_body(
     logarithm of the sum of the exponentials, and that sum divided by the largest.
 
     ``features`` is a tile where they are RESIDENT, else points to the pixels' first feature."""
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
-    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * CHUNKS
+    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * ((KW + COLUMNS - 1) // COLUMNS)
     CHECKED: tl.constexpr = KH % ROWS != 0 or KW % COLUMNS != 0
     highest = tl.full((PIXELS,), float("-inf"), ACC)
     # Its multiple by log2(e), rounded once: weights are exp2(logit log2(e) - base).
@@ -171,8 +170,7 @@ def _head_fwd_body(
         for c in tl.static_range(CHANNELS):
             frame_ptrs = frame_ptrs + (x_ptrs[c] + frame.to(tl.int64) * frame_stride,)
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // CHUNKS * ROWS + j // COLUMNS
-            column = block % CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             exists = (row < KH) & (column < KW)
             values = tap_values(
                 frame_ptrs, y, x, row, column, H, W, dilation_h, dilation_w, x_strides, mask,

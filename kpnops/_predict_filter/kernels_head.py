@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .._decoupled_filter.kernels_index import as_stored, pixel_offset
 from .kernels_forward import tap_values
+from .kernels_logits import tap_position
 from .kernels_patch import patch_pixels
 
 
@@ -217,8 +218,7 @@ def _patch_bwd_channel_kernel(
 
     A program owns one block of taps of one channel and image.
     """
-    TAP_CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
-    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * TAP_CHUNKS
+    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * ((KW + COLUMNS - 1) // COLUMNS)
     pid = tl.program_id(0).to(tl.int64)
     chunk = (pid % CHUNKS).to(tl.int32)
     block = (pid // CHUNKS % BLOCKS).to(tl.int32)
@@ -241,8 +241,7 @@ def _patch_bwd_channel_kernel(
         grad = tl.load(grad_ptr + pixel_offset(y, x, grad_strides), mask=mask, other=0.0).to(ACC)
         new_sums = ()
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // TAP_CHUNKS * ROWS + j // COLUMNS
-            column = block % TAP_CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             exists = (row < KH) & (column < KW)
             (value,) = tap_values(
                 (x_ptr,), y, x, row, column, H, W, dilation_h, dilation_w, x_strides, mask, exists,
@@ -256,8 +255,7 @@ def _patch_bwd_channel_kernel(
         sums = new_sums
     partial_ptr += ((chunk.to(tl.int64) * B + b) * C + c) * (KH * KW)
     for j in tl.static_range(ROWS * COLUMNS):
-        row = block // TAP_CHUNKS * ROWS + j // COLUMNS
-        column = block % TAP_CHUNKS * COLUMNS + j % COLUMNS
+        row, column = tap_position(block, j, KW, ROWS, COLUMNS)
         exists = (row < KH) & (column < KW)
         ptr = partial_ptr + row * KW + column
         total = tl.load(ptr, mask=exists, other=0.0) + tl.sum(sums[j], 0)

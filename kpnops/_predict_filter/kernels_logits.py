@@ -1,12 +1,22 @@
 """Logits of a block of taps at a tile of pixels: weight . features + bias, accumulated in ACC.
 
 By a matrix product of numbers of type OPERAND on tensor cores, or feature after feature where those
-would round: float32 under "ieee", and float64. A block is ROWS rows of COLUMNS taps, and CHUNKS of
-them lie beside each other.
+would round: float32 under "ieee", and float64. A block is ROWS rows of COLUMNS taps, and as
+many as KW takes lie beside each other (``tap_position``).
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def tap_position(block, number, KW: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Row and column of the ``number``-th tap of the ``block``-th block; beyond KH or KW there is
+    none."""
+    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
+    row = block // CHUNKS * ROWS + number // COLUMNS
+    column = block % CHUNKS * COLUMNS + number % COLUMNS
+    return row, column
 
 
 @triton.jit
@@ -56,11 +66,9 @@ def block_product(
 
     ``features`` is the tile of all of them (RESIDENT) or points to the pixels' first feature.
     """
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
     t = tl.arange(0, TAPS)
     k = tl.arange(0, FEATURE_BLOCK)
-    row = block // CHUNKS * ROWS + t // COLUMNS
-    column = block % CHUNKS * COLUMNS + t % COLUMNS
+    row, column = tap_position(block, t, KW, ROWS, COLUMNS)
     exists = (t < ROWS * COLUMNS) & (row < KH) & (column < KW)
     tap = first_tap + row * KW + column
     weight_ptrs = weight_ptr + k[:, None] * weight_strides[1] + tap[None, :] * weight_strides[0]
@@ -107,12 +115,10 @@ def block_sums(
 
     ``feature_ptrs`` point to the pixels' first feature.
     """
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
     CHECKED: tl.constexpr = KH % ROWS != 0 or KW % COLUMNS != 0
     logits = ()
     for j in tl.static_range(ROWS * COLUMNS):
-        row = block // CHUNKS * ROWS + j // COLUMNS
-        column = block % CHUNKS * COLUMNS + j % COLUMNS
+        row, column = tap_position(block, j, KW, ROWS, COLUMNS)
         start = tl.zeros((PIXELS,), ACC)
         if HAS_BIAS:
             exists = (row < KH) & (column < KW)
@@ -124,8 +130,7 @@ def block_sums(
         feature_ptrs += features_strides[1]
         sums = ()
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // CHUNKS * ROWS + j // COLUMNS
-            column = block % CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             tap = first_tap + row * KW + column
             ptr = weight_ptr + tap * weight_strides[0] + feature * weight_strides[1]
             if CHECKED:
@@ -137,8 +142,7 @@ def block_sums(
     if CHECKED:
         checked = ()
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // CHUNKS * ROWS + j // COLUMNS
-            column = block % CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             exists = (row < KH) & (column < KW)
             checked = checked + (tl.where(exists, logits[j], float("-inf")),)
         logits = checked

@@ -14,7 +14,7 @@ import triton.language as tl
 from .._decoupled_filter.kernels_index import as_stored, pixel_offset, reader, source_index
 from .kernels_columns import columns_of
 from .kernels_forward import LOG2_E, tap_values
-from .kernels_logits import block_product, block_sums, load_features
+from .kernels_logits import block_product, block_sums, load_features, tap_position
 
 
 @triton.jit
@@ -64,8 +64,7 @@ def _patch_filters_kernel(
 
     A program owns PIXELS of them, one group, and all of its taps.
     """
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
-    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * CHUNKS
+    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * ((KW + COLUMNS - 1) // COLUMNS)
     pid = tl.program_id(0).to(tl.int64)
     blocks_p = tl.cdiv(rows * columns, PIXELS)
     row, column, mask = patch_pixels((pid % blocks_p).to(tl.int32), rows, columns, PIXELS)
@@ -102,8 +101,7 @@ def _patch_filters_kernel(
                 weight_strides, mask, FEATURES, KH, KW, ROWS, COLUMNS, HAS_BIAS, ACC, PIXELS,
             )  # fmt: skip
         for j in tl.static_range(ROWS * COLUMNS):
-            tap_row = block // CHUNKS * ROWS + j // COLUMNS
-            tap_column = block % CHUNKS * COLUMNS + j % COLUMNS
+            tap_row, tap_column = tap_position(block, j, KW, ROWS, COLUMNS)
             value = vectors[j]
             if SOFTMAX:
                 value = tl.exp2(value * LOG2_E - log_sum_exp)
@@ -246,7 +244,6 @@ def _grads_of_block(
 ):
     """dS[t, p] = sum_c grad[c, p] x[c, p + o_t] (Ch if "mul" else 1) for a block of taps, a tuple
     of vectors. Pointers stand at the first pixel of the group's first channel."""
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
     sums = ()
     for _j in tl.static_range(ROWS * COLUMNS):
         sums = sums + (tl.zeros((PIXELS,), ACC),)
@@ -258,8 +255,7 @@ def _grads_of_block(
             grad *= tl.load(share_ptr, mask=mask, other=0.0).to(ACC)
         new_sums = ()
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // CHUNKS * ROWS + j // COLUMNS
-            column = block % CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             exists = (row < KH) & (column < KW)
             (value,) = tap_values(
                 (x_ptr,), y, x, row, column, H, W, dilation_h, dilation_w, x_strides, mask, exists,
@@ -319,8 +315,7 @@ def _patch_bwd_logits_kernel(
 
     A program owns PIXELS pixels and one group. The sum takes a pass over the taps of its own.
     """
-    CHUNKS: tl.constexpr = (KW + COLUMNS - 1) // COLUMNS
-    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * CHUNKS
+    BLOCKS: tl.constexpr = (KH + ROWS - 1) // ROWS * ((KW + COLUMNS - 1) // COLUMNS)
     pid = tl.program_id(0).to(tl.int64)
     blocks_p = tl.cdiv(rows * columns, PIXELS)
     patch_row, patch_column, mask = patch_pixels(
@@ -350,8 +345,7 @@ def _patch_bwd_logits_kernel(
             mask, KH, KW, FORM, COMBINE, PADDING, ACC, PIXELS, ROWS, COLUMNS,
         )  # fmt: skip
         for j in tl.static_range(ROWS * COLUMNS):
-            row = block // CHUNKS * ROWS + j // COLUMNS
-            column = block % CHUNKS * COLUMNS + j % COLUMNS
+            row, column = tap_position(block, j, KW, ROWS, COLUMNS)
             inside = mask & (row < KH) & (column < KW)
             ptr = filters_ptr + (frame * (KH * KW) + row * KW + column) * size
             if SOFTMAX:

@@ -6,6 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .._decoupled_filter.plan import sum_type
 from .._decoupled_filter.route import interpreted
 from . import launch
 from .call import Call
@@ -13,7 +14,6 @@ from .call import Call
 __all__ = [
     "bias_of",
     "block_constants",
-    "channel_strides",
     "input_strides",
     "launch_of",
     "product_constants",
@@ -33,10 +33,6 @@ def _matrix(call: Call) -> bool:
     if call.sum_dtype == torch.float64:
         return False
     return _halves(call) or (call.precision != "ieee" and torch.version.hip is None)
-
-
-def _sum_type(call: Call) -> Any:
-    return tl.float64 if call.sum_dtype == torch.float64 else tl.float32
 
 
 def launch_of(call: Call, channels_per_group: int) -> launch.HeadLaunch:
@@ -78,7 +74,7 @@ def block_constants(config: launch.HeadLaunch) -> dict[str, int]:
 
 def product_constants(call: Call) -> dict[str, Any]:
     """How logits are formed. Triton's interpreter knows no product of bfloat16."""
-    operand = _sum_type(call)
+    operand = sum_type(call)
     if _halves(call) and not interpreted():
         operand = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[call.features.dtype]
     return {
@@ -87,7 +83,7 @@ def product_constants(call: Call) -> dict[str, Any]:
         "MATRIX": _matrix(call),
         "PRECISION": call.precision,
         "OPERAND": operand,
-        "ACC": _sum_type(call),
+        "ACC": sum_type(call),
     }
 
 
@@ -98,7 +94,7 @@ def sum_constants(call: Call) -> dict[str, Any]:
     """
     matrix = _matrix(call) and torch.version.hip is None
     precision = "tf32x3" if call.precision == "ieee" else call.precision
-    return {"MATRIX": matrix, "PRECISION": precision, "ACC": _sum_type(call)}
+    return {"MATRIX": matrix, "PRECISION": precision, "ACC": sum_type(call)}
 
 
 def window_constants(call: Call) -> dict[str, Any]:
@@ -116,11 +112,3 @@ def input_strides(call: Call, tensor: Tensor) -> dict[str, Any]:
     first, *rest = tensor.stride()
     frame = rest.pop(0) if call.burst else 0
     return {"frame_stride": frame, "x_strides": (first, *rest)}
-
-
-def channel_strides(call: Call) -> tuple[int, ...]:
-    """Strides of the channel filter; 0 along a batch of one that all images share."""
-    if call.channel_filter is None:
-        return (0, 0, 0, 0)
-    first, *rest = call.channel_filter.stride()
-    return (0 if call.channel_shared else first, *rest)

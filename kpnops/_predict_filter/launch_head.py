@@ -4,13 +4,12 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from .._decoupled_filter.plan import Launch
+from .._decoupled_filter.plan import Launch, channel_strides, strides
 from .call import Call
 from .kernels_forward import _head_fwd_kernel
 from .launch_common import (
     bias_of,
     block_constants,
-    channel_strides,
     input_strides,
     launch_of,
     product_constants,
@@ -48,10 +47,10 @@ def head_forward(call: Call, output: Tensor, log_sum_exp: Tensor | None) -> list
             "dilation_h": call.window.dilation[0],
             "dilation_w": call.window.dilation[1],
             **input_strides(call, call.input),
-            "features_strides": tuple(call.features.stride()),
-            "weight_strides": tuple(weight.stride()),
+            "features_strides": strides(call.features),
+            "weight_strides": strides(weight),
             "channel_strides": channel_strides(call),
-            "out_strides": tuple(output.stride()),
+            "out_strides": strides(output),
         },
         constants={
             **window_constants(call),

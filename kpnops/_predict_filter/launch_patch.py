@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from .._decoupled_filter.geometry import border_readers
-from .._decoupled_filter.plan import Launch
+from .._decoupled_filter.plan import Launch, channel_strides, strides
 from . import launch
 from .call import Call
 from .kernels_head import (
@@ -21,7 +21,6 @@ from .kernels_patch import (
 from .launch_common import (
     bias_of,
     block_constants,
-    channel_strides,
     input_strides,
     launch_of,
     product_constants,
@@ -48,7 +47,7 @@ _PIXELS = 128
 
 def chunks_of(cut: list[Patch]) -> int:
     """Into how many chunks sums over the pixels of each of the patches are split."""
-    return min(_MOST_CHUNKS, max(_blocks(patch) * _images(patch) for patch in cut))
+    return min(_MOST_CHUNKS, max(_blocks(patch) * patch.image_count for patch in cut))
 
 
 def patch_filters(call: Call, patch: Patch, log_sum_exp: Tensor, filters: Tensor) -> Launch:
@@ -59,7 +58,7 @@ def patch_filters(call: Call, patch: Patch, log_sum_exp: Tensor, filters: Tensor
     del window["COMBINE"]
     return Launch(
         kernel=_patch_filters_kernel,
-        programs=-(-rows * columns // pixels) * call.groups * _images(patch),
+        programs=-(-rows * columns // pixels) * call.groups * patch.image_count,
         arguments={
             "features_ptr": call.features,
             "weight_ptr": weight,
@@ -76,8 +75,8 @@ def patch_filters(call: Call, patch: Patch, log_sum_exp: Tensor, filters: Tensor
             "first_column": patch.readers[1].start,
             "rows": rows,
             "columns": columns,
-            "features_strides": tuple(call.features.stride()),
-            "weight_strides": tuple(weight.stride()),
+            "features_strides": strides(call.features),
+            "weight_strides": strides(weight),
         },
         constants={
             **window,
@@ -95,24 +94,11 @@ def grad_input(
     """Gradient of the input's pixels in the patch."""
     per_group = call.channels // call.groups
     channels = min(per_group, 4)
-    window = call.window
-    readers = [
-        border_readers(
-            call.size[axis],
-            window.before[axis],
-            (window.kernel_size[axis] - 1) * window.dilation[axis] - window.before[axis],
-            window.padding_mode,
-        )
-        if part.start < 2 * reach + 1 or part.stop > call.size[axis] - 2 * reach - 1
-        else 1
-        for axis, part in enumerate((patch.rows, patch.columns))
-        for reach in [(window.kernel_size[axis] - 1) * window.dilation[axis]]
-    ]
     blocks = _blocks(patch) * -(-per_group // channels)
-    strides = input_strides(call, target)
+    of_input = input_strides(call, target)
     return Launch(
         kernel=_patch_bwd_input_kernel,
-        programs=blocks * call.groups * call.frames * _images(patch),
+        programs=blocks * call.groups * call.frames * patch.image_count,
         arguments={
             "grad_ptr": grad_output,
             "filters_ptr": filters,
@@ -122,13 +108,13 @@ def grad_input(
             "GROUPS": call.groups,
             "FRAMES": call.frames,
             **_sizes(call),
-            "readers_h": readers[0],
-            "readers_w": readers[1],
+            "readers_h": _readers(call, 0, patch.rows),
+            "readers_w": _readers(call, 1, patch.columns),
             **_rectangles(patch),
-            "frame_stride": strides["frame_stride"],
-            "grad_strides": tuple(grad_output.stride()),
+            "frame_stride": of_input["frame_stride"],
+            "grad_strides": strides(grad_output),
             "channel_strides": channel_strides(call),
-            "grad_x_strides": strides["x_strides"],
+            "grad_x_strides": of_input["x_strides"],
         },
         constants={
             **_window(call),
@@ -140,12 +126,23 @@ def grad_input(
     )
 
 
+def _readers(call: Call, axis: int, part: slice) -> int:
+    """Most pixels that read one row or column of ``part`` through one tap: one, away from the
+    border."""
+    window, size = call.window, call.size[axis]
+    before = window.before[axis]
+    reach = (window.kernel_size[axis] - 1) * window.dilation[axis]
+    if 2 * reach < part.start and part.stop < size - 2 * reach:
+        return 1
+    return border_readers(size, before, reach - before, window.padding_mode)
+
+
 def grad_logits(call: Call, patch: Patch, grad_output: Tensor, filters: Tensor) -> Launch:
     """Gradient of the logits, in place of the filters of the patch's own pixels."""
     rows, columns = launch.whole_rows(call.window.kernel_size, 16)
     return Launch(
         kernel=_patch_bwd_logits_kernel,
-        programs=_blocks(patch) * call.groups * _images(patch),
+        programs=_blocks(patch) * call.groups * patch.image_count,
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
@@ -157,7 +154,7 @@ def grad_logits(call: Call, patch: Patch, grad_output: Tensor, filters: Tensor) 
             **_sizes(call),
             **_rectangles(patch),
             **input_strides(call, call.input),
-            "grad_strides": tuple(grad_output.stride()),
+            "grad_strides": strides(grad_output),
             "channel_strides": channel_strides(call),
         },
         constants={
@@ -174,12 +171,12 @@ def grad_logits(call: Call, patch: Patch, grad_output: Tensor, filters: Tensor) 
 
 def grad_features(call: Call, patch: Patch, logits: Tensor, target: Tensor) -> Launch:
     """What the gradient of the logits sends to the features of the patch."""
-    matrix, features = sum_constants(call)["MATRIX"], call.features.shape[1]
-    block_f, pixels = (64, 64) if matrix else (16, _PIXELS)
+    constants, features = sum_constants(call), call.features.shape[1]
+    block_f, pixels = (64, 64) if constants["MATRIX"] else (16, _PIXELS)
     rows, columns = patch.size
     return Launch(
         kernel=_patch_bwd_features_kernel,
-        programs=-(-rows * columns // pixels) * -(-features // block_f) * _images(patch),
+        programs=-(-rows * columns // pixels) * -(-features // block_f) * patch.image_count,
         arguments={
             "logits_ptr": logits,
             "weight_ptr": call.weight,
@@ -187,11 +184,11 @@ def grad_features(call: Call, patch: Patch, logits: Tensor, target: Tensor) -> L
             "TAPS_IN_ALL": call.weight.shape[0],
             "FEATURES": features,
             **_rectangles(patch),
-            "weight_strides": tuple(call.weight.stride()),
-            "grad_features_strides": tuple(target.stride()),
+            "weight_strides": strides(call.weight),
+            "grad_features_strides": strides(target),
         },
         constants={
-            **sum_constants(call),
+            **constants,
             "PIXELS": pixels,
             "BLOCK_T": 32,
             "BLOCK_F": block_f,
@@ -202,9 +199,10 @@ def grad_features(call: Call, patch: Patch, logits: Tensor, target: Tensor) -> L
 
 def grad_weight(call: Call, patch: Patch, logits: Tensor, partial: Tensor) -> Launch:
     """What the patch adds to ``partial``, ``(chunks, G*N*T, F)``."""
-    matrix, (taps, features) = sum_constants(call)["MATRIX"], call.weight.shape
+    constants, (taps, features) = sum_constants(call), call.weight.shape
+    matrix = constants["MATRIX"]
     # three passes hold two terms of each factor: 64 taps spill 16 bytes on sm_80
-    few = sum_constants(call)["PRECISION"] == "tf32x3"
+    few = constants["PRECISION"] == "tf32x3"
     block_t, block_f = (32 if few else 64, 64) if matrix else (4, 8)
     return Launch(
         kernel=_patch_bwd_weight_kernel,
@@ -216,12 +214,12 @@ def grad_weight(call: Call, patch: Patch, logits: Tensor, partial: Tensor) -> La
             "TAPS_IN_ALL": taps,
             "FEATURES": features,
             "CHUNKS": partial.shape[0],
-            "images": _images(patch),
+            "images": patch.image_count,
             **_rectangles(patch),
-            "features_strides": tuple(call.features.stride()),
+            "features_strides": strides(call.features),
         },
         constants={
-            **sum_constants(call),
+            **constants,
             "PIXELS": 32 if matrix else _PIXELS,
             "BLOCK_T": block_t,
             "BLOCK_F": block_f,
@@ -237,10 +235,10 @@ def grad_channel(
     rows, columns = launch.whole_rows(call.window.kernel_size, 16)
     height, width = call.window.kernel_size
     blocks = -(-height // rows) * -(-width // columns)
-    strides = input_strides(call, call.input)
+    of_input = input_strides(call, call.input)
     return Launch(
         kernel=_patch_bwd_channel_kernel,
-        programs=partial.shape[0] * blocks * call.channels * _images(patch),
+        programs=partial.shape[0] * blocks * call.channels * patch.image_count,
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
@@ -251,18 +249,14 @@ def grad_channel(
             "GROUPS": call.groups,
             "CHUNKS": partial.shape[0],
             **_sizes(call),
-            "images": _images(patch),
+            "images": patch.image_count,
             **_rectangles(patch),
-            "x_strides": strides["x_strides"],
-            "grad_strides": tuple(grad_output.stride()),
+            "x_strides": of_input["x_strides"],
+            "grad_strides": strides(grad_output),
         },
         constants={**_window(call), "PIXELS": _PIXELS, "ROWS": rows, "COLUMNS": columns},
         num_warps=4,
     )
-
-
-def _images(patch: Patch) -> int:
-    return patch.images.stop - patch.images.start
 
 
 def _blocks(patch: Patch) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._decoupled_filter import route
 from .._decoupled_filter.geometry import Window
 from .._registration import register
-from .._results import empty_as, refuse_forward_mode
+from .._results import empty_as, empty_grads, refuse_forward_mode, where_needed
 from . import batching, composition
 from .call import Call, Gradients
 
@@ -71,23 +71,28 @@ def _predict_filter_backward(
     where not asked for."""
     tensors = (features, weight, bias, input, channel_filter)
     options = (kernel_size, dilation, padding_mode, normalize, combine, precision)
-    grads = _empty_grads(tensors, needs_grad)
+    grads = empty_grads(tensors, needs_grad)
     if grad_output.numel():
-        wanted = (grad if need else None for grad, need in zip(grads, needs_grad, strict=True))
         backend = route.backend(input, __package__)
         backend.backward(
-            _short(_call(tensors, options)), grad_output, log_sum_exp, Gradients(*wanted)
+            _short(_call(tensors, options)),
+            grad_output,
+            log_sum_exp,
+            Gradients(*where_needed(grads, needs_grad)),
         )
     else:  # a batch of none: sums over nothing
         for grad in grads:
             grad.zero_()
-    return grads
+    features, weight, bias, input, channel_filter = grads
+    return features, weight, bias, input, channel_filter
 
 
 def _fake_backward(
     grad_output, features, weight, bias, input, channel_filter, log_sum_exp, *options_and_needs
 ):
-    return _empty_grads((features, weight, bias, input, channel_filter), options_and_needs[-1])
+    return tuple(
+        empty_grads((features, weight, bias, input, channel_filter), options_and_needs[-1])
+    )
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -99,8 +104,7 @@ def _setup_context(ctx, inputs, output) -> None:
 def _backward(ctx, grad_output: Tensor, _):
     needs_grad = list(ctx.needs_input_grad[:5])
     grads = predict_filter_backward(grad_output, *ctx.saved_tensors, *ctx.options, needs_grad)
-    wanted = [grad if need else None for grad, need in zip(grads, needs_grad, strict=True)]
-    return *wanted, *(None for _ in ctx.options)
+    return *where_needed(grads, needs_grad), *(None for _ in ctx.options)
 
 
 def _setup_second(ctx, inputs, output) -> None:
@@ -109,10 +113,7 @@ def _setup_second(ctx, inputs, output) -> None:
 
 
 def _second(ctx, *grads_of_grads: Tensor):
-    directions = [
-        direction if need else None
-        for direction, need in zip(grads_of_grads, ctx.needs_grad, strict=True)
-    ]
+    directions = where_needed(grads_of_grads, ctx.needs_grad)
     grad_output, *tensors = ctx.saved_tensors
     grads = composition.second(
         grad_output, tensors, directions, ctx.options, ctx.needs_input_grad[:6]
@@ -158,15 +159,3 @@ def _empty_results(call: Call) -> tuple[Tensor, Tensor]:
     output = empty_as(source, call.output_shape, call.result_dtype)
     log_sum_exp = torch.empty(call.statistics_shape, dtype=call.sum_dtype, device=call.input.device)
     return output, log_sum_exp
-
-
-def _empty_grads(
-    tensors, needs_grad: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    features, weight, bias, input, channel_filter = (
-        empty_as(tensor, tensor.shape, tensor.dtype)
-        if tensor is not None and need
-        else tensors[0].new_empty(0)
-        for tensor, need in zip(tensors, needs_grad, strict=True)
-    )
-    return features, weight, bias, input, channel_filter

@@ -27,6 +27,11 @@ class Patch:
     readers: tuple[slice, slice]
 
     @property
+    def image_count(self) -> int:
+        """Number of images."""
+        return self.images.stop - self.images.start
+
+    @property
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
@@ -37,6 +42,11 @@ class Patch:
         rows, columns = self.readers
         return rows.stop - rows.start, columns.stop - columns.start
 
+    @property
+    def pixels(self) -> int:
+        """Pixels whose filters stand in the workspace."""
+        return self.image_count * self.readers_size[0] * self.readers_size[1]
+
 
 def patches(call: Call, workspace: int = WORKSPACE_BYTES) -> list[Patch] | None:
     """The patches in their order; None where not even one pixel's readers fit."""
@@ -46,21 +56,18 @@ def patches(call: Call, workspace: int = WORKSPACE_BYTES) -> list[Patch] | None:
         (kernel - 1) * dilation
         for kernel, dilation in zip(call.window.kernel_size, call.window.dilation, strict=True)
     ]
-    rows, columns = _readers(call, 0, slice(0, H)), _readers(call, 1, slice(0, W))
-    whole = (rows.stop - rows.start) * (columns.stop - columns.start)
-    if whole <= most:
-        images = min(B, most // whole)
-        height, width = H, W
+    rows, columns = (
+        part.stop - part.start
+        for part in (_readers(call, 0, slice(0, H)), _readers(call, 1, slice(0, W)))
+    )
+    images, height, width = 1, H, W
+    if rows * columns <= most:
+        images = min(B, most // (rows * columns))
     else:
-        images = 1
         # the widest strip, unless it were so low that most of it are readers around it
-        width = W
-        height = most // (columns.stop - columns.start) - reach[0]
-        if height < 2 * reach[0] or height < 1:
-            side = int(most**0.5)
-            width, height = min(W, side - reach[1]), side - reach[0]
-            if width == W:
-                height = most // (columns.stop - columns.start) - reach[0]
+        height, side = most // columns - reach[0], int(most**0.5)
+        if height < max(1, 2 * reach[0]) and side - reach[1] < W:
+            height, width = side - reach[0], side - reach[1]
         if width < 1 or height < 1:
             return None
         height = min(H, height)

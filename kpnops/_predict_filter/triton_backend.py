@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .._decoupled_filter import op as decoupled
-from .._decoupled_filter.plan import Plan, run
+from .._decoupled_filter.plan import Launch, Plan, run
 from . import cpu
 from .call import Call, Gradients
+from .launch_common import weight_of
 from .launch_head import head_forward
 from .launch_patch import (
     chunks_of,
@@ -47,21 +48,16 @@ def backward(call: Call, grad_output: Tensor, log_sum_exp: Tensor, grads: Gradie
     if all(grad is None for grad in grads):
         return
     sums = _Sums(call, grads, chunks_of(cut))
-    filters = _workspace(call, cut)
+    filters = call.input.new_empty(
+        max(patch.pixels for patch in cut) * call.weight.shape[0], dtype=call.sum_dtype
+    )
+    head = replace(call, weight=weight_of(call))  # what it copies it copies once
     for patch in cut:
-        plan = Plan(_patch_launches(call, patch, grad_output, log_sum_exp, filters, grads, sums))
+        launches = _patch_launches(call, patch, grad_output, filters, grads, sums)
+        plan = Plan([patch_filters(head, patch, log_sum_exp, filters), *launches])
         run(plan, call.input.device)
         sums.add_bias(patch, filters)
     sums.finish(grads)
-
-
-def _workspace(call: Call, cut: list[Patch]) -> Tensor:
-    """Room for the filters of any of the patches."""
-    pixels = max(
-        (patch.images.stop - patch.images.start) * patch.readers_size[0] * patch.readers_size[1]
-        for patch in cut
-    )
-    return call.input.new_empty(pixels * call.weight.shape[0], dtype=call.sum_dtype)
 
 
 class _Sums:
@@ -86,13 +82,12 @@ class _Sums:
         """Add what the gradient of the logits of a patch, in the workspace, sends to the bias."""
         if self.bias is None:
             return
-        images, (rows, columns) = patch.images.stop - patch.images.start, patch.readers_size
-        shape = (images, self._call.weight.shape[0], rows, columns)
+        shape = (patch.image_count, self._call.weight.shape[0], *patch.readers_size)
         y, x = (
             slice(part.start - readers.start, part.stop - readers.start)
             for part, readers in zip((patch.rows, patch.columns), patch.readers, strict=True)
         )
-        logits = filters[: images * shape[1] * rows * columns].view(shape)
+        logits = filters[: patch.pixels * shape[1]].view(shape)
         self.bias += logits[:, :, y, x].sum((0, 2, 3))
 
     def finish(self, grads: Gradients) -> None:
@@ -112,13 +107,12 @@ def _patch_launches(
     call: Call,
     patch: Patch,
     grad_output: Tensor,
-    log_sum_exp: Tensor,
     filters: Tensor,
     grads: Gradients,
     sums: _Sums,
-):
-    """Launches of one patch: what reads its filters, then what the gradient of the logits gives."""
-    launches = [patch_filters(call, patch, log_sum_exp, filters)]
+) -> list[Launch]:
+    """What reads the filters of a patch, then what the gradient of the logits gives."""
+    launches = []
     if grads.input is not None:
         launches.append(grad_input(call, patch, grad_output, filters, grads.input))
     if sums.channel is not None:
