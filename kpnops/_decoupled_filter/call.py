@@ -30,6 +30,7 @@ class Call:
     combine: str
     softmax: bool = False
     double: bool = False  # sums in float64 whatever the dtypes of the tensors here
+    held_gradient: bool = False  # the gradient of the output stands in a workspace, by strips
 
     @property
     def form(self) -> str:

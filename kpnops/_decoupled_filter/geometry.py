@@ -39,6 +39,19 @@ class Window:
             before_padding(self.kernel_size[1], self.dilation[1]),
         )
 
+    def reach(self, axis: int) -> int:
+        """How far taps reach to either side along an axis, in pixels of the input."""
+        before = self.before[axis]
+        return max(before, (self.kernel_size[axis] - 1) * self.dilation[axis] - before)
+
+    def centred(self, rows: slice, size: int, outputs: int) -> slice:
+        """Rows of the output whose filters are centred on ``rows`` of an input of ``size`` rows:
+        they part its ``outputs`` rows as ``rows`` part the input's."""
+        first, last = (
+            min(-(-row * self.scale // self.stride[0]), outputs) for row in (rows.start, rows.stop)
+        )
+        return slice(first, outputs if rows.stop == size else last)
+
     def within(self, input_size: tuple[int, int]) -> "Window":
         """The window that reads the same pixels with dilations below twice the image's size.
 
@@ -105,6 +118,29 @@ def source_index(position: int, size: int, padding_mode: str) -> int:
     if padding_mode == "reflect":
         return -position if position < 0 else 2 * (size - 1) - position
     return position % size  # circular wraps as many times as it must
+
+
+def readers(window: Window, axis: int, part: slice, size: int, outputs: int) -> slice:
+    """Output positions along an axis whose filters read one of ``part`` of ``size`` positions, and
+    perhaps a few more.
+
+    Under circular padding they go beyond the ``outputs`` positions, to the other side.
+    """
+    # mirrored, what lies after a position is read by taps that reach before it, and conversely
+    first, last = part.start - window.reach(axis), part.stop + window.reach(axis)
+
+    def output(centre: int) -> int:
+        """The first that is centred there or beyond."""
+        return min(-(-centre * window.scale // window.stride[axis]), outputs)
+
+    if window.padding_mode != "circular":
+        return slice(output(max(first, 0)), output(min(last, size)))
+    if last - first >= size:
+        return slice(0, outputs)
+    return slice(
+        output(first) if first >= 0 else output(first + size) - outputs,
+        output(last) if last <= size else output(last - size) + outputs,
+    )
 
 
 @dataclass(frozen=True)

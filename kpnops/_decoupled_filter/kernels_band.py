@@ -27,12 +27,17 @@ WINDOWS = tl.constexpr(64)
 
 
 @triton.jit
-def band_position(pid, channels, GROUPS, H, W, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Image, group, first channel of the group's, row and column of a program's tile, 64-bit for
-    offsets, but found by 32-bit divisions."""
+def band_position(
+    pid, channels, GROUPS, H, W, first_image, first_row, rows, ROWS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Image, group, first channel of the group's, row and column of a program's tile, of a strip if
+    there is one; 64-bit for offsets, but found by 32-bit divisions."""
     blocks_w = tl.cdiv(W, BLOCK_W)
     blocks_c = tl.cdiv(channels, BLOCK_C)
     blocks_h = tl.cdiv(H, ROWS)
+    if rows is not None:
+        blocks_h = tl.cdiv(rows, ROWS)
     x0 = (pid % blocks_w) * BLOCK_W
     pid = pid // blocks_w
     c0 = (pid % blocks_c) * BLOCK_C
@@ -40,6 +45,9 @@ def band_position(pid, channels, GROUPS, H, W, ROWS: tl.constexpr, BLOCK_C: tl.c
     y0 = (pid % blocks_h) * ROWS
     pid = pid // blocks_h
     b, group = (pid // GROUPS).to(tl.int64), (pid % GROUPS).to(tl.int64)
+    if rows is not None:
+        b += first_image
+        y0 += first_row
     return b, group, c0.to(tl.int64), y0.to(tl.int64), x0.to(tl.int64)
 
 

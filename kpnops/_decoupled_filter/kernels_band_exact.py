@@ -32,6 +32,7 @@ def band_fwd_exact(
     GROUPS,
     H,
     W,
+    held_rows,
     x_strides,
     spatial_strides,
     channel_strides,
@@ -60,7 +61,7 @@ def band_fwd_exact(
     zero = tl.cast(0, tl.int64)
     if SOFTMAX and TRANSPOSED:
         statistics_ptr, plane = statistics_position(
-            statistics_ptr, b, group, zero, zero, GROUPS, H, W
+            statistics_ptr, b, group, zero, zero, GROUPS, held_rows, W
         )
     for number in range(tl.minimum(H - y0, ROWS)):
         row = y0 + number
@@ -161,6 +162,7 @@ def band_filters_exact(
     GROUPS,
     H,
     W,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -179,10 +181,10 @@ def band_filters_exact(
     mask = x < W
     spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
     grad_spatial_ptr += b * grad_spatial_strides[0] + group * (KH * KW) * grad_spatial_strides[1]
-    if SOFTMAX:
+    if SOFTMAX and CHUNK < KH:
         zero = tl.cast(0, tl.int64)
         statistics_ptr, plane = statistics_position(
-            statistics_ptr, b, group, zero, zero, GROUPS, H, W
+            statistics_ptr, b, group, zero, zero, GROUPS, held_rows, W
         )
     for number in range(tl.minimum(H - y0, 2)):
         y = y0 + number

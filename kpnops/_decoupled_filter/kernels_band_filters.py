@@ -23,7 +23,8 @@ from .kernels_band import (
     scaled_terms,
 )
 from .kernels_band_exact import band_filters_exact
-from .kernels_index import source_index
+from .kernels_index import STRIP, held_gradient, source_index
+from .kernels_softmax import held_statistics
 from .kernels_tile_load import statistics_position, tile_store
 
 
@@ -164,6 +165,7 @@ def _band_filters_body(
     GROUPS,
     H,
     W,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -218,7 +220,7 @@ def _band_filters_body(
             )
         else:
             statistics_ptr, plane = statistics_position(
-                statistics_ptr, b, group, y0, x0, GROUPS, H, W
+                statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W
             )
             ptrs = statistics_ptr + row * W + column
             highest = tl.load(ptrs, mask=mask_pixels, other=0.0)
@@ -244,7 +246,7 @@ def _band_filters_body(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STRIP)
 def _band_bwd_filters_kernel(
     x_ptr,
     grad_ptr,
@@ -256,6 +258,11 @@ def _band_bwd_filters_kernel(
     GROUPS,
     H,
     W,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -266,6 +273,7 @@ def _band_bwd_filters_kernel(
     FORM: tl.constexpr,
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -274,26 +282,35 @@ def _band_bwd_filters_kernel(
     """grad_spatial[t, p] = sum_c grad[c, p] Ch[c, p] x[c, p + o_t], for CHUNK rows of taps.
 
     SOFTMAX: the gradient of the logits; from the ``statistics`` of the pixels where a program does
-    not hold all rows of taps.
+    not hold all rows of taps. Of a strip if one is given; HELD_GRAD: the gradient of the output
+    stands in a workspace.
     """
     channels = C // GROUPS
-    b, group, first, y0, x0 = band_position(tl.program_id(0), KH, GROUPS, H, W, 2, CHUNK)
+    b, group, first, y0, x0 = band_position(
+        tl.program_id(0), KH, GROUPS, H, W, first_image, first_row, rows, 2, CHUNK
+    )
+    if HELD_GRAD:
+        grad_ptr = held_gradient(grad_ptr, first_image, held_row, grad_strides)
+    if SOFTMAX and CHUNK < KH:
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, W
+        )
     interior = (y0 + first >= (KH - 1) // 2) & (y0 + 2 <= H) & (channels % BLOCK_C == 0)
     interior = interior & (y0 + first - (KH - 1) // 2 + 2 * (CHUNK // 2 + 1) <= H)
     interior = interior & (x0 >= MARGIN) & (x0 + (WINDOW - MARGIN) <= W)
     if interior:
         probe = _band_filters_body(
             x_ptr, grad_ptr, spatial_ptr, channel_ptr, statistics_ptr, grad_spatial_ptr, b, group,
-            first, y0, x0, channels, GROUPS, H, W, x_strides, grad_strides, spatial_strides,
-            channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX, SPLIT, OPERAND,
-            False, CHUNK, BLOCK_C,
+            first, y0, x0, channels, GROUPS, H, W, held_rows, x_strides, grad_strides,
+            spatial_strides, channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX,
+            SPLIT, OPERAND, False, CHUNK, BLOCK_C,
         )  # fmt: skip
     else:
         probe = _band_filters_body(
             x_ptr, grad_ptr, spatial_ptr, channel_ptr, statistics_ptr, grad_spatial_ptr, b, group,
-            first, y0, x0, channels, GROUPS, H, W, x_strides, grad_strides, spatial_strides,
-            channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX, SPLIT, OPERAND,
-            True, CHUNK, BLOCK_C,
+            first, y0, x0, channels, GROUPS, H, W, held_rows, x_strides, grad_strides,
+            spatial_strides, channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX,
+            SPLIT, OPERAND, True, CHUNK, BLOCK_C,
         )  # fmt: skip
     again = tl.cast(0, tl.int32)
     if SPLIT:  # else each product is one of gradient and input
@@ -302,10 +319,11 @@ def _band_bwd_filters_kernel(
         tl.debug_barrier()  # these stores come after those of other threads above
         # A compiler cannot know that ``again`` is 1: it works out the tile's position anew.
         b, group, first, y0, x0 = band_position(
-            tl.program_id(0) * again, KH, GROUPS, H, W, 2, CHUNK
+            tl.program_id(0) * again, KH, GROUPS, H, W, first_image, first_row, rows, 2, CHUNK
         )
         band_filters_exact(
             b, group, first, y0, x0, x_ptr, grad_ptr, spatial_ptr, channel_ptr, statistics_ptr,
-            grad_spatial_ptr, channels, GROUPS, H, W, x_strides, grad_strides, spatial_strides,
-            channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX, CHUNK, BLOCK_W,
+            grad_spatial_ptr, channels, GROUPS, H, W, held_rows, x_strides, grad_strides,
+            spatial_strides, channel_strides, grad_spatial_strides, KH, KW, FORM, PADDING, SOFTMAX,
+            CHUNK, BLOCK_W,
         )  # fmt: skip

@@ -18,7 +18,8 @@ from .kernels_band import (
     two_terms,
 )
 from .kernels_band_exact import band_fwd_exact
-from .kernels_index import source_index
+from .kernels_index import STRIP, held_gradient, source_index
+from .kernels_softmax import held_statistics
 from .kernels_tile_load import statistics_position, tile_store
 
 
@@ -300,7 +301,7 @@ def _band_fwd_body(
     return probe
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STRIP)
 def _band_fwd_kernel(
     x_ptr,
     spatial_ptr,
@@ -311,6 +312,11 @@ def _band_fwd_kernel(
     GROUPS,
     H,
     W,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     spatial_strides,
     channel_strides,
@@ -321,6 +327,7 @@ def _band_fwd_kernel(
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     SPLIT: tl.constexpr,
     OPERAND: tl.constexpr,
     ROWS: tl.constexpr,
@@ -331,11 +338,19 @@ def _band_fwd_kernel(
 
     TRANSPOSED: the gradient of the input under zero padding, out[c, q] = sum_t S[t, q - o_t]
     (Ch x)[c, q - o_t], where ``x`` is the gradient of the output; SPLIT: what stands in brackets
-    takes two terms.
+    takes two terms. Of a strip if one is given; HELD_GRAD: that gradient stands in a workspace.
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     channels = C // GROUPS
-    b, group, c0, y0, x0 = band_position(tl.program_id(0), channels, GROUPS, H, W, ROWS, BLOCK_C)
+    b, group, c0, y0, x0 = band_position(
+        tl.program_id(0), channels, GROUPS, H, W, first_image, first_row, rows, ROWS, BLOCK_C
+    )
+    if HELD_GRAD:
+        x_ptr = held_gradient(x_ptr, first_image, held_row, x_strides)
+    if SOFTMAX and TRANSPOSED:
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, W
+        )
     x_base, spatial_base, channel_base, out_base = x_ptr, spatial_ptr, channel_ptr, out_ptr
     statistics_base = statistics_ptr
     first = group * channels + c0
@@ -344,7 +359,9 @@ def _band_fwd_kernel(
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
     plane = 0
     if SOFTMAX and TRANSPOSED:
-        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
+        statistics_ptr, plane = statistics_position(
+            statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W
+        )
     out_ptr += b * out_strides[0] + first * out_strides[1]
     out_ptr += y0 * out_strides[2] + x0 * out_strides[3]
     if FORM != "none":
@@ -372,10 +389,11 @@ def _band_fwd_kernel(
         tl.debug_barrier()  # these stores come after those of other threads above
         # A compiler cannot know that ``again`` is 1: it works out the tile's position anew.
         b, group, c0, y0, x0 = band_position(
-            tl.program_id(0) * again, channels, GROUPS, H, W, ROWS, BLOCK_C
-        )
+            tl.program_id(0) * again, channels, GROUPS, H, W, first_image, first_row, rows, ROWS,
+            BLOCK_C,
+        )  # fmt: skip
         band_fwd_exact(
             b, group, c0, y0, x0, x_base, spatial_base, channel_base, statistics_base, out_base,
-            channels, GROUPS, H, W, x_strides, spatial_strides, channel_strides, out_strides, KH,
-            KW, FORM, PADDING, SOFTMAX, TRANSPOSED, ROWS, BLOCK_C, BLOCK_W,
+            channels, GROUPS, H, W, held_rows, x_strides, spatial_strides, channel_strides,
+            out_strides, KH, KW, FORM, PADDING, SOFTMAX, TRANSPOSED, ROWS, BLOCK_C, BLOCK_W,
         )  # fmt: skip

@@ -13,14 +13,16 @@ from .kernels_index import (
     SIZES,
     as_stored,
     centre_position,
+    held_gradient,
     pixel_offset,
     pixel_tile,
     reader,
     source_index,
     split_program,
     tap_offset,
+    unwrapped_row,
 )
-from .kernels_softmax import softmax_terms, statistics_pointer
+from .kernels_softmax import held_statistics, softmax_terms, statistics_pointer
 
 
 @triton.jit
@@ -164,6 +166,11 @@ def _gather_bwd_input_kernel(
     width,
     readers_h,
     readers_w,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     grad_strides,
     spatial_strides,
     channel_strides,
@@ -172,6 +179,7 @@ def _gather_bwd_input_kernel(
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -191,16 +199,27 @@ def _gather_bwd_input_kernel(
     offs_y += top.to(INDEX)
     offs_x += left.to(INDEX)
     mask = mask_c[:, None] & mask_p[None, :]  # [BLOCK_C, BLOCK_P]
+    if first_image is not None:
+        pid_b += first_image
+    if HELD_GRAD:
+        grad_ptr = held_gradient(grad_ptr, first_image, held_row, grad_strides)
     grad_base = grad_ptr + pid_b * grad_strides[0] + offs_c[:, None] * grad_strides[1]
     channel_base = channel_ptr + pid_b * channel_strides[0] + offs_c[:, None] * channel_strides[1]
     spatial_base = spatial_ptr + pid_b * spatial_strides[0] + group * taps * spatial_strides[1]
-    out_pixels = HO.to(tl.int64) * WO
-    statistics = statistics_pointer(statistics_ptr, pid_b * GROUPS + group, out_pixels, 0)
+    if SOFTMAX:
+        held_pixels = held_rows.to(tl.int64) * WO
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, WO
+        )
+        statistics = statistics_pointer(statistics_ptr, pid_b * GROUPS + group, held_pixels, 0)
     acc = tl.zeros((BLOCK_C, BLOCK_P), ACC)
     for i in range(kernel_h):
         offset_h = tap_offset(i, dilation_h, before_h, INDEX)
         for number_h in range(readers_h):
             y, y_reads = reader(offs_y, number_h, offset_h, H, stride_h, scale, HO, PADDING)
+            held_y = y
+            if SOFTMAX or HELD_GRAD:
+                held_y = unwrapped_row(y, held_row, HO, PADDING)
             for j in range(kernel_w):
                 offset_w = tap_offset(j, dilation_w, before_w, INDEX)
                 tap = (i * kernel_w + j).to(tl.int64)
@@ -212,14 +231,16 @@ def _gather_bwd_input_kernel(
                     x, x_reads = reader(offs_x, number_w, offset_w, W, stride_w, scale, WO, PADDING)
                     reads = mask_p & y_reads & x_reads
                     both = mask & reads[None, :]
-                    grad_offs = pixel_offset(y, x, grad_strides)
+                    grad_offs = pixel_offset(held_y if HELD_GRAD else y, x, grad_strides)
                     grad = tl.load(grad_base + grad_offs[None, :], mask=both, other=0.0).to(ACC)
                     spatial_offs = tap * spatial_strides[1] + pixel_offset(y, x, spatial_strides)
                     spatial = tl.load(spatial_base + spatial_offs, mask=reads, other=0.0).to(ACC)
                     if SOFTMAX:
-                        offs = y.to(tl.int64) * WO + x
+                        offs = held_y.to(tl.int64) * WO + x
                         maximum = tl.load(statistics + offs, mask=reads, other=0.0)
-                        inverse_sum = tl.load(statistics + out_pixels + offs, mask=reads, other=0.0)
+                        inverse_sum = tl.load(
+                            statistics + held_pixels + offs, mask=reads, other=0.0
+                        )
                         spatial = tl.exp(spatial - maximum) * inverse_sum
                     weight = tl.zeros((BLOCK_C, BLOCK_P), ACC) + spatial[None, :]
                     if FORM == "pixel":

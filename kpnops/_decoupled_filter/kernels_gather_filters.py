@@ -7,13 +7,14 @@ from .kernels_index import (
     SIZES,
     as_stored,
     centre_position,
+    held_gradient,
     pixel_offset,
     pixel_tile,
     source_index,
     split_program,
     tap_offset,
 )
-from .kernels_softmax import statistics_pointer
+from .kernels_softmax import held_statistics, statistics_pointer
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -39,6 +40,11 @@ def _gather_bwd_spatial_kernel(
     before_h,
     before_w,
     scale,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -48,6 +54,7 @@ def _gather_bwd_spatial_kernel(
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -58,10 +65,17 @@ def _gather_bwd_spatial_kernel(
     Under softmax that sum is dP[t], and the result P[t] (dP[t] - delta).
     """
     pixels = HO.to(tl.int64) * WO
+    if rows is not None:
+        pixels = rows.to(tl.int64) * WO
     taps = kernel_h * kernel_w
     pid_p, pid_t, pid = split_program(pixels, tl.cdiv(taps, BLOCK_T), BLOCK_P)
     pid_b, group = pid // GROUPS, pid % GROUPS
     offs_y, offs_x, mask_p = pixel_tile(pid_p, pixels, WO, INDEX, BLOCK_P)  # [BLOCK_P]
+    if rows is not None:
+        pid_b += first_image
+        offs_y += first_row.to(INDEX)
+    if HELD_GRAD:
+        grad_ptr = held_gradient(grad_ptr, first_image, held_row, grad_strides)
     offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T], 64-bit
     mask_t = offs_t < taps
     top = centre_position(offs_y, stride_h, scale, INDEX)
@@ -104,11 +118,13 @@ def _gather_bwd_spatial_kernel(
         spatial_base = spatial_ptr + pid_b * spatial_strides[0] + offs * spatial_strides[1]
         spatial_offs = pixel_offset(offs_y, offs_x, spatial_strides)
         logit = tl.load(spatial_base + spatial_offs[None, :], mask=mask, other=0.0).to(ACC)
-        offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)
-        statistics = statistics_pointer(statistics_ptr, pid, pixels, offs_p)
+        held_pixels = held_rows.to(tl.int64) * WO
+        statistics = held_statistics(statistics_ptr, first_image, held_row, held_rows, GROUPS, WO)
+        offs_p = offs_y.to(tl.int64) * WO + offs_x
+        statistics = statistics_pointer(statistics, pid_b * GROUPS + group, held_pixels, offs_p)
         maximum = tl.load(statistics, mask=mask_p, other=0.0)
-        inverse_sum = tl.load(statistics + pixels, mask=mask_p, other=0.0)
-        delta = tl.load(statistics + 2 * pixels, mask=mask_p, other=0.0)
+        inverse_sum = tl.load(statistics + held_pixels, mask=mask_p, other=0.0)
+        delta = tl.load(statistics + 2 * held_pixels, mask=mask_p, other=0.0)
         acc = tl.exp(logit - maximum[None, :]) * inverse_sum[None, :] * (acc - delta[None, :])
     out_offs = offs * grad_spatial_strides[1]
     out_offs += pixel_offset(offs_y, offs_x, grad_spatial_strides)[None, :]
@@ -119,7 +135,7 @@ def _gather_bwd_spatial_kernel(
     )
 
 
-@triton.jit(do_not_specialize=[*SIZES, "pixels_per_chunk"])
+@triton.jit(do_not_specialize=[*SIZES, "pixels_per_chunk", "images"])
 def _gather_bwd_channel_kernel(
     x_ptr,
     grad_ptr,
@@ -143,6 +159,12 @@ def _gather_bwd_channel_kernel(
     before_w,
     scale,
     pixels_per_chunk,
+    images,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -157,18 +179,26 @@ def _gather_bwd_channel_kernel(
     """partial[chunk, b, c, t] = sum over the chunk's p of grad[c, p] x[c, source(p, t)] (S if "mul"
     else 1).
 
-    The chunks are added up afterwards, in their order.
+    The chunks are added up afterwards, in their order. Those of a strip begin in its rows.
     """
     taps = kernel_h * kernel_w
     # channels run fastest: those of a chunk read the same spatial taps
     pid = tl.program_id(0).to(tl.int64)
     c = pid % C
     pid = pid // C
-    pid_b = pid % B
-    pid = pid // B
+    pid_b = pid % images
+    pid = pid // images
     blocks_t = tl.cdiv(taps, BLOCK_T)
     pid_t = pid % blocks_t
     chunk = pid // blocks_t
+    if first_image is not None:
+        pid_b += first_image
+        chunk += tl.cdiv(first_row.to(tl.int64) * WO, pixels_per_chunk)
+    if SOFTMAX:
+        held_pixels = held_rows.to(tl.int64) * WO
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, WO
+        )
     group = c // (C // GROUPS)
     offs_t = pid_t * BLOCK_T + tl.arange(0, BLOCK_T)  # [BLOCK_T], 64-bit
     mask_t = offs_t < taps
@@ -201,10 +231,10 @@ def _gather_bwd_channel_kernel(
             if SOFTMAX:
                 offs_p = block * BLOCK_P + tl.arange(0, BLOCK_P)
                 statistics = statistics_pointer(
-                    statistics_ptr, pid_b * GROUPS + group, pixels, offs_p
+                    statistics_ptr, pid_b * GROUPS + group, held_pixels, offs_p
                 )
                 maximum = tl.load(statistics, mask=mask_p, other=0.0)
-                inverse_sum = tl.load(statistics + pixels, mask=mask_p, other=0.0)
+                inverse_sum = tl.load(statistics + held_pixels, mask=mask_p, other=0.0)
                 spatial = tl.exp(spatial - maximum[None, :]) * inverse_sum[None, :]
             product = product * spatial
         acc += product

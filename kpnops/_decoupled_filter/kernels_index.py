@@ -3,6 +3,10 @@
 import triton
 import triton.language as tl
 
+# What tells a launch which strip of a backward it makes (see ``strips.py``), or None: images from
+# first_image, ``rows`` rows of the output from first_row. A workspace holds, of the same images,
+# held_rows rows of the output from held_row.
+STRIP = ["first_image", "first_row", "rows", "held_row", "held_rows"]
 # Sizes of the general kernels, which one compiled kernel serves whatever they are.
 SIZES = [
     "B",
@@ -21,6 +25,7 @@ SIZES = [
     "before_h",
     "before_w",
     "scale",
+    *STRIP,
 ]
 
 
@@ -115,6 +120,37 @@ def pixel_tile(pid, pixels, width, INDEX: tl.constexpr, BLOCK_P: tl.constexpr):
     """Rows, columns and mask of the ``pid``-th block of pixels, flattened over rows and columns."""
     offs = pid * BLOCK_P + tl.arange(0, BLOCK_P)
     return (offs // width).to(INDEX), (offs % width).to(INDEX), offs < pixels
+
+
+@triton.jit
+def held_tile(pid, pixels, width, held_row, height, INDEX: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Rows, columns and mask of the ``pid``-th block of pixels of a workspace. Its rows begin at
+    held_row of ``height``, before the first or not, and go on from the last to the first."""
+    rows, columns, mask = pixel_tile(pid, pixels, width, INDEX, BLOCK_P)
+    rows += held_row.to(INDEX)
+    rows = tl.where(rows < 0, rows + height.to(INDEX), rows)
+    rows = tl.where(rows >= height, rows - height.to(INDEX), rows)
+    return rows, columns, mask
+
+
+@triton.jit
+def unwrapped_row(row, held_row, height, PADDING: tl.constexpr):
+    """``row`` as a workspace counts it whose rows begin at held_row: on the other side of the image
+    perhaps, under circular padding."""
+    if PADDING == "circular":
+        first = held_row.to(row.dtype)
+        row = tl.where(row < first, row + height.to(row.dtype), row)
+        row = tl.where(row >= first + height.to(row.dtype), row - height.to(row.dtype), row)
+    return row
+
+
+@triton.jit
+def held_gradient(grad_ptr, first_image, held_row, grad_strides):
+    """Where a gradient would begin of which a workspace holds images from first_image and rows from
+    held_row."""
+    return grad_ptr - (
+        first_image.to(tl.int64) * grad_strides[0] + held_row.to(tl.int64) * grad_strides[2]
+    )
 
 
 @triton.jit

@@ -15,6 +15,7 @@ from .kernels_index import (
     SIZES,
     as_stored,
     centre_position,
+    held_tile,
     pixel_offset,
     pixel_tile,
     source_index,
@@ -171,6 +172,11 @@ def _mix_bwd_filtered_kernel(
     C,
     HO,
     WO,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     grad_strides,
     matrix_strides,
     grad_filtered_strides,
@@ -179,10 +185,15 @@ def _mix_bwd_filtered_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """df[c, p] = sum_o M[o, c, p] grad[o, p]; a program owns BLOCK_P pixels and all channels."""
-    pixels = HO.to(tl.int64) * WO
+    """df[c, p] = sum_o M[o, c, p] grad[o, p] for the pixels that a workspace holds; a program owns
+    BLOCK_P of them and all channels."""
+    pixels = held_rows.to(tl.int64) * WO
     pid_p, _, pid_b = split_program(pixels, 1, BLOCK_P)
-    offs_y, offs_x, mask_p = pixel_tile(pid_p, pixels, WO, INDEX, BLOCK_P)  # [BLOCK_P]
+    offs_y, offs_x, mask_p = held_tile(pid_p, pixels, WO, held_row, HO, INDEX, BLOCK_P)  # [BLOCK_P]
+    offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    out_base = grad_filtered_ptr + pid_b * grad_filtered_strides[0]
+    out_base += pixel_offset(offs_p // WO, offs_x, grad_filtered_strides)
+    pid_b += first_image
     offs_c = tl.arange(0, BLOCK_C).to(tl.int64)[:, None]  # [BLOCK_C, 1]
     mask = (offs_c < C) & mask_p[None, :]  # [BLOCK_C, BLOCK_P]
     grad_base = grad_ptr + pid_b * grad_strides[0] + pixel_offset(offs_y, offs_x, grad_strides)
@@ -195,9 +206,7 @@ def _mix_bwd_filtered_kernel(
         acc += matrix * grad[None, :]
         grad_base += grad_strides[1]
         matrix_base += matrix_strides[1]
-    out_base = grad_filtered_ptr + pid_b * grad_filtered_strides[0]
-    out_base += offs_c * grad_filtered_strides[1]
-    out_base += pixel_offset(offs_y, offs_x, grad_filtered_strides)[None, :]
+    out_base = out_base[None, :] + offs_c * grad_filtered_strides[1]
     tl.store(out_base, as_stored(acc, grad_filtered_ptr), mask=mask)
 
 

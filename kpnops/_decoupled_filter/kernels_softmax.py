@@ -12,8 +12,8 @@ import triton.language as tl
 from .kernels_index import (
     SIZES,
     centre_position,
+    held_tile,
     pixel_offset,
-    pixel_tile,
     source_index,
     split_program,
     tap_offset,
@@ -43,9 +43,18 @@ def softmax_terms(taps_ptr, tap_stride, taps, mask, BLOCK_P: tl.constexpr, ACC: 
 
 @triton.jit
 def statistics_pointer(statistics_ptr, image_and_group, pixels, offs_p):
-    """Where the statistics of pixels ``offs_p`` begin in (B, G, 3, Ho, Wo); planes follow every
+    """Where the statistics of pixels ``offs_p`` begin in (B, G, 3, rows, Wo); planes follow every
     ``pixels``."""
     return statistics_ptr + image_and_group * 3 * pixels + offs_p
+
+
+@triton.jit
+def held_statistics(statistics_ptr, first_image, held_row, held_rows, GROUPS, width):
+    """Where the statistics would begin of which a workspace, (images, G, 3, held_rows, Wo), holds
+    images from first_image and rows from held_row."""
+    row = tl.cast(width, tl.int64)
+    images = first_image.to(tl.int64) * GROUPS * 3 * held_rows
+    return statistics_ptr - (images + held_row) * row
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -70,6 +79,11 @@ def _softmax_statistics_kernel(
     before_h,
     before_w,
     scale,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -78,6 +92,7 @@ def _softmax_statistics_kernel(
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
     WITH_DELTA: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     INDEX: tl.constexpr,
     BLOCK_P: tl.constexpr,
@@ -86,22 +101,30 @@ def _softmax_statistics_kernel(
     """statistics[b, g, :, p] = (max_t S, 1 / sum_t exp(S - max), delta), delta = sum_t P[t] dP[t].
 
     dP[t, p] = sum over c in g of grad[c, p] x[c, source(p, t)] (Ch if "mul" else 1). A program owns
-    BLOCK_P pixels of one group. The third plane is left as it is without WITH_DELTA.
+    BLOCK_P of the pixels that a workspace holds, of one group. The third plane is left as it is
+    without WITH_DELTA.
     """
-    pixels = HO.to(tl.int64) * WO
+    pixels = held_rows.to(tl.int64) * WO
     taps = kernel_h * kernel_w
     pid_p, group, pid_b = split_program(pixels, GROUPS, BLOCK_P)
-    offs_y, offs_x, mask_p = pixel_tile(pid_p, pixels, WO, INDEX, BLOCK_P)  # [BLOCK_P]
+    offs_y, offs_x, mask_p = held_tile(pid_p, pixels, WO, held_row, HO, INDEX, BLOCK_P)  # [BLOCK_P]
+    offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)
+    out_ptr = statistics_pointer(statistics_ptr, pid_b * GROUPS + group, pixels, offs_p)
+    held_b = pid_b
+    pid_b += first_image
     spatial_base = spatial_ptr + pid_b * spatial_strides[0] + group * taps * spatial_strides[1]
     spatial_base += pixel_offset(offs_y, offs_x, spatial_strides)
     maximum, inverse_sum = softmax_terms(
         spatial_base, spatial_strides[1], taps, mask_p, BLOCK_P, ACC
     )
-    offs_p = pid_p * BLOCK_P + tl.arange(0, BLOCK_P)
-    out_ptr = statistics_pointer(statistics_ptr, pid_b * GROUPS + group, pixels, offs_p)
     tl.store(out_ptr, maximum, mask=mask_p)
     tl.store(out_ptr + pixels, inverse_sum, mask=mask_p)
     if WITH_DELTA:
+        if HELD_GRAD:
+            grad_ptr += held_b * grad_strides[0]
+            grad_ptr += pixel_offset(offs_p // WO, offs_x, grad_strides)  # [BLOCK_P]
+        else:
+            grad_ptr += pid_b * grad_strides[0] + pixel_offset(offs_y, offs_x, grad_strides)
         top = centre_position(offs_y, stride_h, scale, INDEX)
         left = centre_position(offs_x, stride_w, scale, INDEX)
         per_group = C // GROUPS
@@ -112,8 +135,7 @@ def _softmax_statistics_kernel(
             mask_c = (offs < per_group)[:, None]
             mask = mask_c & mask_p[None, :]  # [BLOCK_C, BLOCK_P]
             x_base = x_ptr + pid_b * x_strides[0] + offs_c * x_strides[1]
-            grad_base = grad_ptr + pid_b * grad_strides[0] + offs_c * grad_strides[1]
-            grad_base += pixel_offset(offs_y, offs_x, grad_strides)[None, :]
+            grad_base = grad_ptr[None, :] + offs_c * grad_strides[1]
             channel_base = channel_ptr + pid_b * channel_strides[0] + offs_c * channel_strides[1]
             grad = tl.load(grad_base, mask=mask, other=0.0).to(ACC)
             if FORM == "pixel" and COMBINE == "mul":

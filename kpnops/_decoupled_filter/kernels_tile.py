@@ -13,13 +13,15 @@ kernels. FORM is "none", "image" (3-D channel filter) or "pixel" (4-D).
 
 SOFTMAX: ``spatial`` holds logits s, and S = exp(s - m) * r with the pixel's largest logit m and
 r = 1 / sum_t exp(s - m). Where a program does not hold all taps of a pixel it reads m, r and, for
-the gradient, delta = sum_t S dS as three planes of ``statistics``, contiguous (B, GROUPS, 3, H, W).
+the gradient, delta = sum_t S dS as three planes of ``statistics``, contiguous (images, GROUPS, 3,
+held_rows, W).
 """
 
 import triton
 import triton.language as tl
 
-from .kernels_index import pixel_offset, source_index
+from .kernels_index import STRIP, held_gradient, pixel_offset, source_index
+from .kernels_softmax import held_statistics
 from .kernels_tile_columns import (
     even_strides,
     load_columns,
@@ -203,7 +205,9 @@ def _tile_fwd_exact(
 
     Rarely run, so small: nothing is unrolled, all offsets are 64-bit, and every load has a mask.
     """
-    b, group, y0, x0 = tile_position(pid // chunks, GROUPS, H, W, BLOCK_H, BLOCK_W)
+    b, group, y0, x0 = tile_position(
+        pid // chunks, GROUPS, H, W, None, None, None, BLOCK_H, BLOCK_W
+    )
     first = (group * chunks + pid % chunks) * channels
     offs_w = x0 + tl.arange(0, BLOCK_W)  # [BLOCK_W]
     mask = offs_w < W
@@ -245,7 +249,7 @@ def _tile_fwd_exact(
             tile_store(result_ptr, acc, mask, True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STRIP)
 def _tile_fwd_kernel(
     x_ptr,
     spatial_ptr,
@@ -257,6 +261,11 @@ def _tile_fwd_kernel(
     channels,
     H,
     W,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     spatial_strides,
     channel_strides,
@@ -268,6 +277,7 @@ def _tile_fwd_kernel(
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -279,7 +289,8 @@ def _tile_fwd_kernel(
     """out[c, p] = sum_t F[c, t, p] x[c, p + o_t].
 
     TRANSPOSED: the gradient of the input under zero padding, out[c, q] = sum_t F[c, t, q - o_t]
-    x[c, q - o_t], where ``x`` is the gradient of the output.
+    x[c, q - o_t], where ``x`` is the gradient of the output; of a strip if one is given. HELD_GRAD:
+    that gradient stands in a workspace.
 
     A 4-D channel filter under "mul" leaves the sum over the taps: Ch sum_t S x. If a gain is
     infinite that is not the sum of the products, and the tile is computed once more.
@@ -288,7 +299,9 @@ def _tile_fwd_kernel(
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
     pid = tl.program_id(0)
     # the chunks of a tile run side by side, so that they find its taps in the cache
-    b, group, y0, x0 = tile_position(pid // chunks, GROUPS, H, W, BLOCK_H, BLOCK_W)
+    b, group, y0, x0 = tile_position(
+        pid // chunks, GROUPS, H, W, first_image, first_row, rows, BLOCK_H, BLOCK_W
+    )
     first = (group * chunks + pid % chunks) * channels
     if EVEN_STRIDES:
         x_strides = even_strides(x_strides)
@@ -297,13 +310,20 @@ def _tile_fwd_kernel(
             channel_strides = even_strides(channel_strides)
         out_strides = even_strides(out_strides)
         W = W // 2 * 2
+    if HELD_GRAD:
+        x_ptr = held_gradient(x_ptr, first_image, held_row, x_strides)
     x_base, spatial_base, channel_base, out_base = x_ptr, spatial_ptr, channel_ptr, out_ptr
     x_ptr += b * x_strides[0] + first * x_strides[1] + y0 * x_strides[2] + x0 * x_strides[3]
     spatial_ptr += b * spatial_strides[0] + group * (KH * KW) * spatial_strides[1]
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
     plane = 0
     if SOFTMAX and TRANSPOSED:
-        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, W
+        )
+        statistics_ptr, plane = statistics_position(
+            statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W
+        )
     out_ptr += b * out_strides[0] + first * out_strides[1]
     out_ptr += y0 * out_strides[2] + x0 * out_strides[3]
     if FORM != "none":

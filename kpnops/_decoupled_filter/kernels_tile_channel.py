@@ -6,7 +6,8 @@ Conventions as in ``kernels_tile.py``.
 import triton
 import triton.language as tl
 
-from .kernels_index import source_index
+from .kernels_index import STRIP, source_index
+from .kernels_softmax import held_statistics
 from .kernels_tile_columns import tile_load
 from .kernels_tile_load import statistics_position
 
@@ -85,7 +86,7 @@ def _tile_bwd_channel_body(
         tl.store(partial_ptr + tap, tl.sum(acc[tap], 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=[*STRIP, "images"])
 def _tile_bwd_channel_kernel(
     x_ptr,
     grad_ptr,
@@ -98,6 +99,12 @@ def _tile_bwd_channel_kernel(
     H,
     W,
     rows_per_chunk,
+    images,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -120,9 +127,12 @@ def _tile_bwd_channel_kernel(
     pid = tl.program_id(0).to(tl.int64)
     c = pid % C
     pid = pid // C
-    b = pid % B
-    chunk = pid // B
+    b = pid % images
+    chunk = pid // images
     blocks_w = tl.cdiv(W, BLOCK_W)
+    if first_image is not None:
+        b += first_image
+        chunk += first_row // rows_per_chunk * blocks_w
     x0 = (chunk % blocks_w) * BLOCK_W
     y0 = (chunk // blocks_w) * rows_per_chunk
     rows = tl.minimum(rows_per_chunk, H - y0).to(tl.int32)
@@ -135,7 +145,12 @@ def _tile_bwd_channel_kernel(
         spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
     plane = 0
     if SOFTMAX:
-        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, W
+        )
+        statistics_ptr, plane = statistics_position(
+            statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W
+        )
     partial_ptr += ((chunk * B + b) * C + c) * (KH * KW)
     interior = (y0 >= TOP) & (y0 + rows + (KH - 1 - TOP) <= H)
     interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)

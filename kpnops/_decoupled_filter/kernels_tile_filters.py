@@ -6,7 +6,7 @@ Conventions as in ``kernels_tile.py``.
 import triton
 import triton.language as tl
 
-from .kernels_index import source_index
+from .kernels_index import STRIP, held_gradient, source_index
 from .kernels_tile_columns import (
     even_strides,
     load_columns,
@@ -171,7 +171,7 @@ def _tile_bwd_filters_body(
         grad_spatial_ptr += grad_spatial_strides[1]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STRIP)
 def _tile_bwd_filters_kernel(
     x_ptr,
     grad_ptr,
@@ -183,6 +183,11 @@ def _tile_bwd_filters_kernel(
     GROUPS,
     H,
     W,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -196,6 +201,7 @@ def _tile_bwd_filters_kernel(
     PADDING: tl.constexpr,
     SOFTMAX: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -223,7 +229,11 @@ def _tile_bwd_filters_kernel(
         if WITH_CHANNEL:
             grad_channel_strides = even_strides(grad_channel_strides)
         W = W // 2 * 2
-    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, BLOCK_H, BLOCK_W)
+    b, group, y0, x0 = tile_position(
+        tl.program_id(0), GROUPS, H, W, first_image, first_row, rows, BLOCK_H, BLOCK_W
+    )
+    if HELD_GRAD:
+        grad_ptr = held_gradient(grad_ptr, first_image, held_row, grad_strides)
     channels = C // GROUPS
     first = group * channels
     first_tap = group * (KH * KW)

@@ -8,7 +8,8 @@ registers.
 import triton
 import triton.language as tl
 
-from .kernels_index import source_index
+from .kernels_index import STRIP, held_gradient, source_index
+from .kernels_softmax import held_statistics
 from .kernels_tile_columns import even_strides, load_columns, load_padded_columns, store_pixels
 from .kernels_tile_load import statistics_position, tile_position
 
@@ -261,7 +262,7 @@ def _channel_pointers(ptr, b, first, y0, x0, strides, CHANNELS: tl.constexpr):
     return pointers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=STRIP)
 def _fused_bwd_kernel(
     x_ptr,
     grad_ptr,
@@ -274,6 +275,11 @@ def _fused_bwd_kernel(
     GROUPS,
     H,
     W,
+    first_image,
+    first_row,
+    rows,
+    held_row,
+    held_rows,
     x_strides,
     grad_strides,
     spatial_strides,
@@ -292,6 +298,7 @@ def _fused_bwd_kernel(
     WITH_INPUT: tl.constexpr,
     WITH_SPATIAL: tl.constexpr,
     WITH_CHANNEL: tl.constexpr,
+    HELD_GRAD: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -299,12 +306,15 @@ def _fused_bwd_kernel(
     SAME_STRIDES: tl.constexpr,
     EVEN_STRIDES: tl.constexpr,
 ):
-    """grad_x (zero padding), grad_spatial and grad_channel of a tile; FORM is "none" or "pixel".
+    """grad_x (zero padding), grad_spatial and grad_channel of a tile, of a strip if one is given.
+
+    FORM is "none" or "pixel".
 
     grad_x[c, q]       = sum_t grad[c, q - o_t] F[c, t, q - o_t]
     grad_spatial[t, q] = sum_c grad[c, q] x[c, q + o_t] (Ch if "mul" else 1)
     grad_channel[c, q] = grad[c, q] sum_t x[c, q + o_t] (S[t, q] if "mul" else 1)
     SOFTMAX: the gradient of the logits, S[t, q] (dS[t, q] - delta[q]) with dS as above.
+    HELD_GRAD: the gradient of the output stands in a workspace.
     UNROLLED divides KW: so many taps of a row are unrolled. PIXELS is 2 only if all are.
     """
     TOP: tl.constexpr = (KH - 1) // 2
@@ -325,7 +335,11 @@ def _fused_bwd_kernel(
         if WITH_CHANNEL:
             grad_channel_strides = even_strides(grad_channel_strides)
         W = W // 2 * 2
-    b, group, y0, x0 = tile_position(tl.program_id(0), GROUPS, H, W, BLOCK_H, BLOCK_W)
+    b, group, y0, x0 = tile_position(
+        tl.program_id(0), GROUPS, H, W, first_image, first_row, rows, BLOCK_H, BLOCK_W
+    )
+    if HELD_GRAD:
+        grad_ptr = held_gradient(grad_ptr, first_image, held_row, grad_strides)
     first = group * CHANNELS
     first_tap = group * (KH * KW)
     x_ptrs = _channel_pointers(x_ptr, b, first, y0, x0, x_strides, CHANNELS)
@@ -345,7 +359,12 @@ def _fused_bwd_kernel(
     spatial_ptr += y0 * spatial_strides[2] + x0 * spatial_strides[3]
     plane = 0
     if SOFTMAX:
-        statistics_ptr, plane = statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W)
+        statistics_ptr = held_statistics(
+            statistics_ptr, first_image, held_row, held_rows, GROUPS, W
+        )
+        statistics_ptr, plane = statistics_position(
+            statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W
+        )
     if WITH_SPATIAL:
         grad_spatial_ptr += b * grad_spatial_strides[0] + first_tap * grad_spatial_strides[1]
         grad_spatial_ptr += y0 * grad_spatial_strides[2] + x0 * grad_spatial_strides[3]

@@ -8,17 +8,25 @@ from .kernels_tile_columns import load_columns
 
 
 @triton.jit
-def tile_position(pid, GROUPS, H, W, ROWS: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Image, group, first row and first column of the ``pid``-th tile, 64-bit for offsets; columns
-    run fastest."""
+def tile_position(
+    pid, GROUPS, H, W, first_image, first_row, rows, ROWS: tl.constexpr, BLOCK_W: tl.constexpr
+):
+    """Image, group, first row and first column of the ``pid``-th tile, of a strip if there is one;
+    64-bit for offsets, columns run fastest."""
     pid = pid.to(tl.int64)
     blocks_w = tl.cdiv(W, BLOCK_W)
     blocks_h = tl.cdiv(H, ROWS)
+    if rows is not None:
+        blocks_h = tl.cdiv(rows, ROWS)
     x0 = (pid % blocks_w) * BLOCK_W
     pid = pid // blocks_w
     y0 = (pid % blocks_h) * ROWS
     pid = pid // blocks_h
-    return pid // GROUPS, pid % GROUPS, y0, x0
+    b = pid // GROUPS
+    if rows is not None:
+        b += first_image
+        y0 += first_row
+    return b, pid % GROUPS, y0, x0
 
 
 @triton.jit
@@ -32,9 +40,10 @@ def tile_store(ptr, value, mask, MASKED: tl.constexpr):
 
 
 @triton.jit
-def statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, H, W):
-    """Pointer to the tile's first pixel in the first plane, and the distance of the planes."""
-    plane = tl.cast(H, tl.int64) * W
+def statistics_position(statistics_ptr, b, group, y0, x0, GROUPS, held_rows, W):
+    """Pointer to the tile's first pixel in the first plane, and the distance of the planes, where
+    ``statistics_ptr`` is what ``held_statistics`` gives."""
+    plane = tl.cast(held_rows, tl.int64) * W
     return statistics_ptr + (b * GROUPS + group) * 3 * plane + y0 * W + x0, plane
 
 
@@ -68,6 +77,20 @@ def load_taps(
     """
     offs = offs_h * spatial_strides[2] + offs_w * spatial_strides[3]
     statistics_offs = offs_h * W + offs_w
+    FIRST: tl.constexpr = (KW - 1) // 2 - (KW - 1)  # transposed, columns of taps' pixels
+    COLUMNS: tl.constexpr = PIXELS + KW - 1
+    highest, scale = (), ()  # row * COLUMNS + column
+    if SOFTMAX and TRANSPOSED:
+        for r in tl.static_range(ROWS + KH - 1):
+            shift = r + ((KH - 1) // 2 - (KH - 1))
+            inside = (y + shift >= 0) & (y + shift < H)
+            ptr = statistics_ptr + shift * W
+            highest = highest + load_columns(
+                ptr, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC
+            )
+            scale = scale + load_columns(
+                ptr + plane, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC
+            )
     spatial = ()
     for i in tl.static_range(KH):
         for j in tl.static_range(KW):
@@ -82,17 +105,13 @@ def load_taps(
                     inside, (KW - 1) // 2 - j if TRANSPOSED else 0, PIXELS, PIXELS, MASKED, ACC,
                 )  # fmt: skip
                 if SOFTMAX and TRANSPOSED:
-                    ptr = statistics_ptr + shift * W
-                    highest = load_columns(
-                        ptr, statistics_offs, 1, x, W, inside, (KW - 1) // 2 - j, PIXELS,
-                        PIXELS, MASKED, ACC,
-                    )  # fmt: skip
-                    scale = load_columns(
-                        ptr + plane, statistics_offs, 1, x, W, inside, (KW - 1) // 2 - j,
-                        PIXELS, PIXELS, MASKED, ACC,
-                    )  # fmt: skip
                     for p in tl.static_range(PIXELS):  # 0 where there is no such pixel
-                        spatial = spatial + (tl.exp(values[p] - highest[p]) * scale[p],)
+                        power = tl.exp(
+                            values[p] - highest[(row + KH - 1 - i) * COLUMNS + KW - 1 - j + p]
+                        )
+                        spatial = spatial + (
+                            power * scale[(row + KH - 1 - i) * COLUMNS + KW - 1 - j + p],
+                        )
                 else:
                     spatial = spatial + values
             spatial_ptr += spatial_strides[1]

@@ -20,6 +20,7 @@ __all__ = [
     "channels_of_a_program",
     "filters_fit",
     "filters_launch",
+    "forward_fits",
     "forward_launch",
     "fused_fits",
     "fused_launch",
@@ -117,6 +118,8 @@ def forward_launch(
     taps = kernel_size[0] * kernel_size[1]
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
+    if softmax and padding_mode != "zeros" and values > 9:
+        rows = 1  # two spill 8 bytes: 5x5, bfloat16, sm_100
     bound = MAX_REGISTERS if kernel_size[1] == 1 else _bound(taps)
     if padding_mode == "zeros" and values == taps and alignment == 16 and not softmax:
         # With less, or in other cases, it spills (sm_90; 5x5 with a filter per image: sm_80): taps
@@ -126,7 +129,10 @@ def forward_launch(
             bound = MAX_REGISTERS_OF_FOUR if few else MAX_REGISTERS_OF_THREE
         elif kernel_size == (5, 5) and with_gains and same_strides and not transposed:
             bound = MAX_REGISTERS_OF_FOUR
-    return _tile(width, rows, min(2, alignment), bound)
+    pixels = min(2, alignment)
+    if taps > 36 and padding_mode != "zeros":
+        pixels = 1  # two spill: 7x7, gfx1100
+    return _tile(width, rows, pixels, bound)
 
 
 def channels_of_a_program(channels_per_group: int, tiles: int) -> int:
@@ -166,6 +172,15 @@ def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool)
     return padding_mode == "zeros" or taps <= 36
 
 
+def forward_fits(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool) -> bool:
+    """Whether the unrolled forward stays in registers.
+
+    Under softmax it holds all taps, and with padding the rows and columns that each reads: 49 taps
+    spill 8 to 24 bytes (sm_80 and sm_90), with one pixel a thread.
+    """
+    return not softmax or padding_mode == "zeros" or taps * dtype.itemsize // 4 <= 36
+
+
 def input_fits(taps: int, dtype: torch.dtype, softmax: bool) -> bool:
     """Whether the unrolled gradient of the input stays in registers.
 
@@ -185,7 +200,13 @@ def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], dtype: tor
 
 
 def fused_launch(
-    columns: int, channels: int, width: int, dtype: torch.dtype, alignment: int = 16
+    columns: int,
+    channels: int,
+    width: int,
+    dtype: torch.dtype,
+    alignment: int = 16,
+    softmax: bool = False,
+    padding_mode: str = "zeros",
 ) -> TileLaunch:
     """All gradients at once for few channels, in flat tiles whose shifted reads hit the cache.
 
@@ -194,9 +215,14 @@ def fused_launch(
     """
     single = dtype != torch.float64  # where two pixels would spill
     pixels = 2 if single and alignment > 1 and fused_unrolled(columns) == columns else 1
+    padded_softmax = softmax and padding_mode != "zeros"
+    if padded_softmax and columns > 5:
+        pixels = 1  # 7x7: two spill 32 bytes (sm_100)
     block_w = 32 if width <= 32 else 64
     num_warps = 4 * block_w // pixels // 32
     few = single and columns <= 5 and channels <= 3
+    # The statistics of pixels on the other side of the border take what is left (16 bytes, sm_90).
+    few = few and not padded_softmax
     bound = MAX_REGISTERS_OF_THREE if few else MAX_REGISTERS
     return TileLaunch(4, block_w, num_warps, bound, pixels=pixels)
 

@@ -13,9 +13,10 @@ from .kernels_band import BLOCK_W
 from .kernels_band_filters import _band_bwd_filters_kernel
 from .kernels_band_fwd import _band_fwd_kernel
 from .launch import MAX_REGISTERS
-from .launch_table import tuned
+from .launch_table import architecture_of, tuned
 from .plan import Launch, channel_strides, strides
 from .route import interpreted
+from .strips import Strip, strip_constants
 
 __all__ = [
     "BandLaunch",
@@ -26,6 +27,7 @@ __all__ = [
     "filters_launch",
     "forward_launch",
     "holds_all_taps",
+    "holds_tiles",
     "is_banded",
     "is_banded_backward",
 ]
@@ -36,6 +38,10 @@ MAX_SIDE = 17
 MIN_CHANNELS = 16
 # More would compile for seconds, to more than 6,000 instructions.
 MAX_UNROLLED_PRODUCTS = 48
+# A single warp holds as many taps as four do: 24 products spill (64 bytes, sm_100).
+MAX_PRODUCTS_OF_A_WARP = 20
+# Where NVIDIA's assembler spills in other unrolled programs (before sm_90).
+MAX_UNROLLED_ROWS_OF_OLDER = 11
 # Rows of taps whose gradients a program holds.
 MAX_ROWS_OF_TAPS = 7
 MAX_ROWS_OF_TAPS_SOFTMAX = 3
@@ -71,21 +77,38 @@ def is_banded(call: Call) -> bool:
         return False  # two terms of a probability are short of a float32 result
     if window.taps == 1 or max(window.kernel_size) > MAX_SIDE:
         return False
-    return _holds_tiles(architecture(call.input.device))
+    return holds_tiles(architecture(call.input.device))
 
 
 @functools.cache
 def architecture(device: torch.device) -> str:
-    """Architecture of an AMD GPU, such as "gfx942"; empty for all others."""
-    if device.type != "cuda" or torch.version.hip is None:
+    """Architecture of a GPU, such as "sm_90" or "gfx942"; empty for all other devices."""
+    if device.type != "cuda":
         return ""
-    return torch.cuda.get_device_properties(device).gcnArchName.partition(":")[0]
+    return architecture_of(torch.cuda.get_device_properties(device))
 
 
-def _holds_tiles(architecture: str) -> bool:
-    """Whether the tiles stay in registers: on RDNA (gfx10 and later) they spill, on gfx1100 1084
-    bytes in the forward of 64 channels with 3 x 3 taps."""
+def holds_tiles(architecture: str) -> bool:
+    """Whether tiles of tensor cores stay in registers: on RDNA (gfx10 and later) they spill, on
+    gfx1100 1084 bytes in the forward of 64 channels with 3 x 3 taps, and 5032 in the head of 288
+    features."""
     return not architecture.startswith("gfx1")
+
+
+def _spills_unrolled(call: Call, split: bool) -> bool:
+    """Whether a forward has to walk the rows of taps in a loop, whatever their number.
+
+    Before sm_90 NVIDIA's assembler spills in unrolled programs (8 to 24 bytes, sm_80) where a
+    factor takes two terms, where there are few channels, and at 17 rows of taps.
+    """
+    few = _channels(call.channels_per_group)[1] < 4
+    high = call.window.kernel_size[0] > MAX_UNROLLED_ROWS_OF_OLDER
+    return _is_older(call) and (split or few or high)
+
+
+def _is_older(call: Call) -> bool:
+    """Whether a call is on an NVIDIA GPU before sm_90."""
+    return architecture(call.input.device).startswith("sm_8")
 
 
 def is_banded_backward(call: Call, grad_output: Tensor) -> bool:
@@ -124,12 +147,16 @@ def forward_launch(
     products = kernel_size[0] * terms
     if long and kernel_size[1] > 8:
         products *= 2  # 6,817 instructions at 11x11 else (sm_90)
-    rows = 4 if 4 * products <= MAX_UNROLLED_PRODUCTS else 2
+    block_c, num_warps = _channels(channels_per_group)
+    most = MAX_UNROLLED_PRODUCTS if num_warps > 1 else MAX_PRODUCTS_OF_A_WARP
+    rows = 4 if 4 * products <= most else 2
+    if num_warps < 4 and kernel_size[1] > 8:
+        most = 0  # 16 bytes spilled at 4x12 (32 channels, sm_90)
     ahead = 0
     # Unrolled, two terms of each tap spill from 5 rows of them on (8 to 24 bytes, sm_80).
-    if rows * products <= MAX_UNROLLED_PRODUCTS and (terms == 1 or products <= 8):
+    if rows * products <= most and (terms == 1 or products <= 8):
         ahead = 3 if kernel_size[1] <= 8 else 1
-    return BandLaunch(rows, *_channels(channels_per_group), ahead)
+    return BandLaunch(rows, block_c, num_warps, ahead)
 
 
 def filters_launch(
@@ -171,6 +198,22 @@ def _registers(call: Call) -> int | None:
     return MAX_REGISTERS if call.softmax else None
 
 
+def _forward_registers(call: Call, config: BandLaunch, in_loop: bool) -> int | None:
+    """Without the bound it spills in loops over the rows of taps too, at 168 registers, but for 64
+    channels from sm_90 on."""
+    if in_loop or (config.ahead == 0 and config.num_warps < 4):
+        return MAX_REGISTERS
+    return _registers(call)
+
+
+def _filters_registers(call: Call, grad_output: Tensor) -> int | None:
+    """The same of the filters' gradients: 8 bytes at 17x17 with gains in float32 (sm_80)."""
+    wide = call.window.kernel_size[1] > 8 and _needs_terms(call, grad_output)
+    if wide and _by_float32(call, grad_output) and _is_older(call):
+        return MAX_REGISTERS
+    return _registers(call)
+
+
 def _constants(call: Call) -> dict[str, Any]:
     # Triton's interpreter has no product in bfloat16
     dtype = tl.float32 if interpreted() else _TYPES[call.input.dtype]
@@ -205,11 +248,21 @@ def band_forward(
         terms *= 2
     long = transposed and any(t.stride(2) % 16 for t in (source, call.spatial_filter))
     config = forward_launch(call.window.kernel_size, call.channels_per_group, terms, long)
+    in_loop = _spills_unrolled(call, split)
+    if in_loop:
+        config = replace(config, ahead=0)
+    elif split and call.softmax and architecture(call.input.device).startswith("sm_10"):
+        config = replace(config, rows=2)  # 8 bytes spilled at 3x3 with 4
     config = tuned(config, "band_input" if transposed else "band_forward", call)
-    blocks_c = -(-call.channels_per_group // config.block_c)
+    across = -(-W // BLOCK_W.value) * -(-call.channels_per_group // config.block_c) * call.groups
+    in_strips = statistics is not None or (transposed and call.held_gradient)
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return strip.tiles(config.rows) * across, {}
+
     return Launch(
         kernel=_band_fwd_kernel,
-        programs=-(-W // BLOCK_W.value) * blocks_c * -(-H // config.rows) * B * call.groups,
+        programs=across * -(-H // config.rows) * B,
         arguments={
             "x_ptr": source,
             "spatial_ptr": call.spatial_filter,
@@ -228,13 +281,16 @@ def band_forward(
         constants={
             **constants,
             "TRANSPOSED": transposed,
+            "HELD_GRAD": transposed and call.held_gradient,
             "SPLIT": split,
             "ROWS": config.rows,
             "BLOCK_C": config.block_c,
             "AHEAD": config.ahead,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
-        max_registers=_registers(call),
+        max_registers=_forward_registers(call, config, in_loop),
+        cut=cut if in_strips else None,
     )
 
 
@@ -256,10 +312,16 @@ def band_filters(
     config = _filters_config(call)
     config = tuned(config, "band_filters", call)
     chunks = -(-call.window.kernel_size[0] // config.rows)
+    across = -(-W // BLOCK_W.value) * chunks * call.groups
+    in_strips = (statistics is not None and chunks > 1) or call.held_gradient
     x = call.input
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return strip.tiles(2) * across, {}
+
     return Launch(
         kernel=_band_bwd_filters_kernel,
-        programs=-(-W // BLOCK_W.value) * chunks * -(-H // 2) * B * call.groups,
+        programs=across * -(-H // 2) * B,
         arguments={
             "x_ptr": x,
             "grad_ptr": grad_output,
@@ -280,9 +342,12 @@ def band_filters(
         constants={
             **_constants(call),
             "SPLIT": _needs_terms(call, grad_output),
+            "HELD_GRAD": call.held_gradient,
             "CHUNK": config.rows,
             "BLOCK_C": config.block_c,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
-        max_registers=_registers(call),
+        max_registers=_filters_registers(call, grad_output),
+        cut=cut if in_strips else None,
     )

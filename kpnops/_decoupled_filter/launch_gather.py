@@ -13,6 +13,7 @@ from .kernels_gather import _gather_bwd_input_kernel, _gather_fwd_kernel
 from .kernels_gather_filters import _gather_bwd_channel_kernel, _gather_bwd_spatial_kernel
 from .launch_table import tuned
 from .plan import Launch, Plan, channel_strides, strides, sum_type
+from .strips import Strip, strip_constants
 
 __all__ = [
     "gather_forward",
@@ -21,6 +22,7 @@ __all__ = [
     "gather_grad_input",
     "gather_grad_spatial",
     "index_type",
+    "rows_of_a_chunk",
     "sizes",
 ]
 
@@ -130,6 +132,15 @@ def _gather_rectangle(
     config = tuned(config, "gather_input", call)
     height, width = row.stop - row.start, column.stop - column.start
     channel_blocks = call.groups * -(-call.channels_per_group // config.block_n)
+    in_strips = statistics is not None or call.held_gradient
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]] | None:
+        top, bottom = max(row.start, strip.rows.start), min(row.stop, strip.rows.stop)
+        if bottom <= top:
+            return None
+        blocks = -(-((bottom - top) * width) // config.block_p)
+        return blocks * channel_blocks * strip.images, {"top": top, "height": bottom - top}
+
     return Launch(
         kernel=_gather_bwd_input_kernel,
         programs=-(-(height * width) // config.block_p) * channel_blocks * call.input.shape[0],
@@ -156,13 +167,16 @@ def _gather_rectangle(
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
             "SOFTMAX": call.softmax,
+            "HELD_GRAD": call.held_gradient,
             "ACC": sum_type(call),
             "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_C": config.block_n,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=cut if in_strips else None,
     )
 
 
@@ -185,10 +199,15 @@ def gather_grad_spatial(
     config = tuned(config, "gather_spatial", call)
     Ho, Wo = call.output_size
     tap_blocks = -(-call.window.taps // config.block_n)
-    images = call.input.shape[0] * call.groups
+    in_strips = statistics is not None or call.held_gradient
+    across = tap_blocks * call.groups
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return -(-(strip.output_rows * Wo) // config.block_p) * across * strip.images, {}
+
     return Launch(
         kernel=_gather_bwd_spatial_kernel,
-        programs=-(-(Ho * Wo) // config.block_p) * tap_blocks * images,
+        programs=-(-(Ho * Wo) // config.block_p) * across * call.input.shape[0],
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
@@ -208,14 +227,29 @@ def gather_grad_spatial(
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
             "SOFTMAX": call.softmax,
+            "HELD_GRAD": call.held_gradient,
             "ACC": sum_type(call),
             "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=cut if in_strips else None,
     )
+
+
+def _pixels_of_a_chunk(call: Call, config: launch.GatherLaunch) -> int:
+    blocks = -(-call.output_size[0] * call.output_size[1] // config.block_p)
+    return -(-blocks // min(_MAX_CHUNKS, blocks)) * config.block_p
+
+
+def rows_of_a_chunk(call: Call) -> int:
+    """Rows, rounded up, of the chunks of pixels that the gradient of a 3-D channel filter is summed
+    in."""
+    pixels = _pixels_of_a_chunk(call, launch.gather_taps_launch(call.window.taps))
+    return -(-pixels // call.output_size[1])
 
 
 def gather_grad_channel(
@@ -229,15 +263,24 @@ def gather_grad_channel(
     order."""
     config = launch.gather_taps_launch(call.window.taps)
     pixels = call.output_size[0] * call.output_size[1]
-    blocks = -(-pixels // config.block_p)
-    pixels_per_chunk = -(-blocks // min(_MAX_CHUNKS, blocks)) * config.block_p
+    pixels_per_chunk = _pixels_of_a_chunk(call, config)
     chunks = -(-pixels // pixels_per_chunk)
     B, C = call.input.shape[:2]
     taps = call.window.taps
+    across = C * -(-taps // config.block_n)
+    softmax = call.softmax and call.combine == "mul"
     partial = torch.empty((chunks, B, C, taps), dtype=call.sum_dtype, device=call.input.device)
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        first, last = (
+            -(-row * call.output_size[1] // pixels_per_chunk)
+            for row in (strip.outputs.start, strip.outputs.stop)
+        )
+        return (last - first) * across * strip.images, {"images": strip.images}
+
     item = Launch(
         kernel=_gather_bwd_channel_kernel,
-        programs=B * C * -(-taps // config.block_n) * chunks,
+        programs=B * across * chunks,
         arguments={
             "x_ptr": call.input,
             "grad_ptr": grad_output,
@@ -247,6 +290,7 @@ def gather_grad_channel(
             "B": B,
             **sizes(call),
             "pixels_per_chunk": pixels_per_chunk,
+            "images": B,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
@@ -254,14 +298,16 @@ def gather_grad_channel(
         constants={
             "COMBINE": call.combine,
             "PADDING": call.window.padding_mode,
-            "SOFTMAX": call.softmax and call.combine == "mul",
+            "SOFTMAX": softmax,
             "ACC": sum_type(call),
             "INDEX": index_type(call),
             "BLOCK_P": config.block_p,
             "BLOCK_T": config.block_n,
+            **strip_constants(softmax),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=cut if softmax else None,
     )
     plan.launches.append(item)
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))

@@ -1,17 +1,18 @@
 """Launches for the mixing matrix (5-D channel filter)."""
 
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import launch
-from .call import Call, Gradients
+from .call import Call
 from .kernels_mix import _mix_bwd_filtered_kernel, _mix_bwd_matrix_kernel, _mix_fwd_kernel
 from .launch_gather import index_type, sizes
-from .plan import Launch, Plan, channel_strides, strides, sum_type
+from .plan import Launch, channel_strides, strides, sum_type
+from .strips import Strip, largest
 
-__all__ = ["mix_backward", "mix_forward"]
+__all__ = ["mix_forward", "mix_grad_filtered", "mix_grad_matrix"]
 
 
 def mix_forward(call: Call, output: Tensor) -> Launch:
@@ -45,29 +46,8 @@ def mix_forward(call: Call, output: Tensor) -> Launch:
     )
 
 
-def mix_backward(
-    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients
-) -> tuple[Call, Tensor, Gradients]:
-    """Plan the gradient of the matrix; return what is left to do: a call without it.
-
-    That call comes with the gradient of its output, the filtered image, in a workspace of the dtype
-    of sums (if one of the other gradients needs it), and with the gradients that remain.
-    """
-    if grads.channel_filter is not None:
-        plan.launches.append(_grad_matrix(call, grad_output, grads.channel_filter))
-        grads = grads._replace(channel_filter=None)
-    if any(grad is not None for grad in grads):
-        B, C = call.input.shape[:2]
-        filtered = torch.empty(
-            (B, C, *call.output_size), dtype=call.sum_dtype, device=call.input.device
-        )
-        plan.launches.append(_grad_filtered(call, grad_output, filtered))
-        grad_output = filtered
-    double = call.sum_dtype == torch.float64  # of the matrix alone, perhaps
-    return replace(call, channel_filter=None, double=double), grad_output, grads
-
-
-def _grad_matrix(call: Call, grad_output: Tensor, grad_matrix: Tensor) -> Launch:
+def mix_grad_matrix(call: Call, grad_output: Tensor, grad_matrix: Tensor) -> Launch:
+    """Gradient of the matrix."""
     config = launch.mix_launch(call.output_channels, call.sum_dtype)
     images = 1 if call.channel_shared else call.input.shape[0]
     return Launch(
@@ -100,18 +80,27 @@ def _grad_matrix(call: Call, grad_output: Tensor, grad_matrix: Tensor) -> Launch
     )
 
 
-def _grad_filtered(call: Call, grad_output: Tensor, grad_filtered: Tensor) -> Launch:
+def mix_grad_filtered(call: Call, grad_output: Tensor, cut: list[Strip]) -> tuple[Launch, Tensor]:
+    """Gradient of the filtered image, in a workspace ``(images, C, rows, Wo)`` of the dtype of sums
+    for the largest of the strips; smaller ones leave the last rows as they are."""
     config = launch.mix_launch(call.input.shape[1], call.sum_dtype)
-    Ho, Wo = call.output_size
-    return Launch(
+    C, (Ho, Wo) = call.input.shape[1], call.output_size
+    most = largest(cut)
+    shape = (most.images, C, most.held_rows, Wo)
+    grad_filtered = torch.empty(shape, dtype=call.sum_dtype, device=call.input.device)
+
+    def programs(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return -(-(strip.held_rows * Wo) // config.block_p) * strip.images, {}
+
+    item = Launch(
         kernel=_mix_bwd_filtered_kernel,
-        programs=_pixel_blocks(call, config) * call.input.shape[0],
+        programs=programs(most)[0],
         arguments={
             "grad_ptr": grad_output,
             "matrix_ptr": call.channel_filter,
             "grad_filtered_ptr": grad_filtered,
             "CO": call.output_channels,
-            "C": call.input.shape[1],
+            "C": C,
             "HO": Ho,
             "WO": Wo,
             "grad_strides": strides(grad_output),
@@ -126,7 +115,9 @@ def _grad_filtered(call: Call, grad_output: Tensor, grad_filtered: Tensor) -> La
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=programs,
     )
+    return item, grad_filtered
 
 
 def _pixel_blocks(call: Call, config: launch.GatherLaunch) -> int:

@@ -15,9 +15,17 @@ from .kernels_tile_filters import _tile_bwd_filters_kernel
 from .kernels_tile_fused import _fused_bwd_kernel
 from .launch_gather import add_partials
 from .launch_table import tuned
-from .plan import Launch, Plan, channel_strides, strides, sum_type
+from .plan import Cut, Launch, Plan, channel_strides, strides, sum_type
+from .strips import Strip, strip_constants
 
-__all__ = ["tile_filters", "tile_forward", "tile_fused", "tile_grad_channel", "tile_grad_gain"]
+__all__ = [
+    "rows_of_a_chunk",
+    "tile_filters",
+    "tile_forward",
+    "tile_fused",
+    "tile_grad_channel",
+    "tile_grad_gain",
+]
 
 _NO_STRIDES = (0, 0, 0, 0)
 
@@ -25,6 +33,15 @@ _NO_STRIDES = (0, 0, 0, 0)
 def _tiles(call: Call, config: launch.TileLaunch) -> int:
     H, W = call.input.shape[2:]
     return -(-H // config.block_h) * -(-W // config.block_w) * call.input.shape[0] * call.groups
+
+
+def _cut(call: Call, config: launch.TileLaunch, chunks: int = 1) -> Cut:
+    across = -(-call.input.shape[3] // config.block_w) * call.groups * chunks
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return strip.tiles(config.block_h) * across, {}
+
+    return cut
 
 
 def _alignment(width: int, tensors: list[Tensor | None]) -> int:
@@ -106,6 +123,7 @@ def tile_forward(
     tiles = _tiles(call, config)
     channels = launch.channels_of_a_program(call.channels_per_group, tiles)
     chunks = call.channels_per_group // channels
+    in_strips = statistics is not None or (transposed and call.held_gradient)
     return Launch(
         kernel=_tile_fwd_kernel,
         programs=tiles * chunks,
@@ -128,11 +146,14 @@ def tile_forward(
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "TRANSPOSED": transposed,
+            "HELD_GRAD": transposed and call.held_gradient,
             **_tile(config, tensors),
             "EVEN_STRIDES": alignment == 2,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=_cut(call, config, chunks) if in_strips else None,
     )
 
 
@@ -175,12 +196,25 @@ def tile_filters(
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "WITH_CHANNEL": grad_channel is not None,
+            "HELD_GRAD": call.held_gradient,
             **_tile(config, tensors),
             "EVEN_STRIDES": alignment == 2,
+            **strip_constants(call.held_gradient),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=_cut(call, config) if call.held_gradient else None,
     )
+
+
+def _chunks(call: Call) -> launch.TileLaunch:
+    B, C, H, W = call.input.shape
+    return tuned(launch.channel_image_launch(H, W, B * C), "tile_channel_image", call)
+
+
+def rows_of_a_chunk(call: Call) -> int:
+    """Rows of the chunks of pixels that the gradient of a 3-D channel filter is summed in."""
+    return _chunks(call).block_h
 
 
 def tile_grad_channel(
@@ -189,11 +223,16 @@ def tile_grad_channel(
     """Gradient of a 3-D channel filter: partial sums of chunks of pixels, then their sum in fixed
     order."""
     B, C, H, W = call.input.shape
-    config = launch.channel_image_launch(H, W, B * C)
-    config = tuned(config, "tile_channel_image", call)
+    config = _chunks(call)
+    across = -(-W // config.block_w) * C
+    softmax = call.softmax and call.combine == "mul"
     chunks = -(-H // config.block_h) * -(-W // config.block_w)
     shape = (chunks, B, C, call.window.taps)
     partial = torch.empty(shape, dtype=call.sum_dtype, device=call.input.device)
+
+    def cut(strip: Strip) -> tuple[int, dict[str, Any]]:
+        return strip.tiles(config.block_h) * across, {"images": strip.images}
+
     item = Launch(
         kernel=_tile_bwd_channel_kernel,
         programs=chunks * B * C,
@@ -207,17 +246,20 @@ def tile_grad_channel(
             "C": C,
             **_sizes(call),
             "rows_per_chunk": config.block_h,
+            "images": B,
             "x_strides": strides(call.input),
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
         },
         constants={
             **_constants(call),
-            "SOFTMAX": call.softmax and call.combine == "mul",
+            "SOFTMAX": softmax,
             "BLOCK_W": config.block_w,
+            **strip_constants(softmax),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=cut if softmax else None,
     )
     plan.launches.append(item)
     plan.finish.append(lambda: add_partials(call, partial, grad_channel))
@@ -234,13 +276,20 @@ def tile_fused(
     if launch_band.architecture(x.device).startswith("gfx1"):
         alignment = 1  # RDNA: with two pixels a thread 5x5 taps spill 1,776 bytes
     config = launch.fused_launch(
-        columns, call.channels_per_group, x.shape[3], call.sum_dtype, alignment
+        columns,
+        call.channels_per_group,
+        x.shape[3],
+        call.sum_dtype,
+        alignment,
+        call.softmax,
+        call.window.padding_mode,
     )
     config = tuned(config, "fused", call)
 
     def target(tensor: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         return (x, _NO_STRIDES) if tensor is None else (tensor, strides(tensor))
 
+    in_strips = statistics is not None or call.held_gradient
     channel = call.channel_filter if call.channel_filter is not None else x
     (grad_x_ptr, grad_x_strides) = target(grads.input)
     (grad_spatial_ptr, grad_spatial_strides) = target(grads.spatial_filter)
@@ -275,12 +324,15 @@ def tile_fused(
             "WITH_INPUT": grads.input is not None,
             "WITH_SPATIAL": grads.spatial_filter is not None,
             "WITH_CHANNEL": grads.channel_filter is not None,
+            "HELD_GRAD": call.held_gradient,
             "BLOCK_H": config.block_h,
             "BLOCK_W": config.block_w,
             "PIXELS": config.pixels,
             "SAME_STRIDES": _same_strides(tensors),
             "EVEN_STRIDES": config.pixels == 2 and alignment == 2,
+            **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
         max_registers=config.max_registers,
+        cut=_cut(call, config) if in_strips else None,
     )

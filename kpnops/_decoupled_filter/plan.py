@@ -9,12 +9,20 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["Launch", "Plan", "channel_strides", "run", "strides", "sum_type"]
+from .strips import Strip
+
+__all__ = ["Cut", "Launch", "Plan", "channel_strides", "in_strips", "run", "strides", "sum_type"]
+
+# Programs that a launch has for a strip, and what arguments differ; None for no launch.
+Cut = Callable[[Strip], tuple[int, dict[str, Any]] | None]
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch on a one-dimensional grid: arguments by name, constants apart."""
+    """One kernel launch on a one-dimensional grid: arguments by name, constants apart.
+
+    One that has a ``cut`` is a pattern for launches of strips: it lacks what they take of a strip.
+    """
 
     kernel: Any
     programs: int
@@ -22,12 +30,35 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int
     max_registers: int | None = None  # of a thread; a hint for NVIDIA's assembler only
+    cut: Cut | None = None
 
     def options(self, nvidia: bool) -> dict[str, int]:
         """Compile options of the launch on an NVIDIA or another GPU."""
         if not nvidia or self.max_registers is None:
             return {"num_warps": self.num_warps}
         return {"num_warps": self.num_warps, "maxnreg": self.max_registers}
+
+
+def in_strips(patterns: list[Launch], strips: list[Strip]) -> list[Launch]:
+    """The launches of all patterns, strip after strip: the workspace serves one at a time."""
+    launches = []
+    for strip in strips:
+        taken = strip.arguments
+        for item in patterns:
+            cut = None if item.cut is None else item.cut(strip)
+            if cut is not None and cut[0] > 0:
+                arguments = {**item.arguments, **taken, **cut[1]}
+                launches.append(
+                    Launch(
+                        item.kernel,
+                        cut[0],
+                        arguments,
+                        item.constants,
+                        item.num_warps,
+                        item.max_registers,
+                    )
+                )
+    return launches
 
 
 @dataclass

@@ -6,10 +6,14 @@ do), so that grids can be tested and kernels compiled without a GPU. ``forward``
 run the plans.
 """
 
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from . import launch
+from . import launch, launch_gather, launch_tile
 from .call import Call, Gradients
 from .geometry import Window
 from .launch_band import (
@@ -27,7 +31,7 @@ from .launch_gather import (
     gather_grad_input,
     gather_grad_spatial,
 )
-from .launch_mix import mix_backward, mix_forward
+from .launch_mix import mix_forward, mix_grad_filtered, mix_grad_matrix
 from .launch_softmax import softmax_statistics
 from .launch_tile import (
     tile_filters,
@@ -36,7 +40,8 @@ from .launch_tile import (
     tile_grad_channel,
     tile_grad_gain,
 )
-from .plan import Launch, Plan, run
+from .plan import Launch, Plan, in_strips, run
+from .strips import TILE_ROWS, Strip, allowed_bytes, strips
 
 __all__ = ["Launch", "Plan", "backward", "forward", "is_fast", "plan_backward", "plan_forward"]
 
@@ -81,7 +86,11 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
         return Plan([mix_forward(call, output)])
     if is_banded(call):
         return Plan([band_forward(call, call.input, output, transposed=False)])
-    if is_fast(call.window, [output, call.input, call.spatial_filter, call.channel_filter]):
+    fits = launch.forward_fits(
+        call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax
+    )
+    tensors = [output, call.input, call.spatial_filter, call.channel_filter]
+    if fits and is_fast(call.window, tensors):
         return Plan([tile_forward(call, call.input, output, transposed=False)])
     return Plan([gather_forward(call, output)])
 
@@ -89,44 +98,105 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
 def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
     """Launches of the backward."""
     plan = Plan()
-    if call.form == "mix":
-        # what is left is the backward of the filter alone, from the gradient before mixing
-        call, grad_output, grads = mix_backward(plan, call, grad_output, grads)
     tensors = [*grads, grad_output, call.input, call.spatial_filter, call.channel_filter]
-    banded = is_banded_backward(call, grad_output)
-    fast = is_fast(call.window, tensors)
+    whole, mixed = call, call.form == "mix"
+    if mixed:
+        if grads.channel_filter is not None:
+            plan.launches.append(mix_grad_matrix(call, grad_output, grads.channel_filter))
+            grads = grads._replace(channel_filter=None)
+        # What is left is the backward of the filter alone, from the gradient before mixing.
+        double = call.sum_dtype == torch.float64  # of the matrix alone, perhaps
+        call = replace(call, channel_filter=None, double=double, held_gradient=True)
+    route = _route(call, grad_output, grads)
     if (
         grads.channel_filter is not None
         and call.form == "pixel"
-        and (call.channel_shared or not (fast or banded))
+        and (call.channel_shared or route is _plan_general)
     ):
         # the forward's sum times grad_output; the general kernel can add images up
         plan.launches.append(gather_grad_gain(call, grad_output, grads.channel_filter))
         grads = grads._replace(channel_filter=None)
     if all(grad is None for grad in grads):
         return plan
-    if banded:
-        _plan_banded(plan, call, grad_output, grads)
-    elif not fast:
-        _plan_general(plan, call, grad_output, grads)
-    elif call.form == "image" or not launch.fused_fits(
-        call.channels_per_group, call.window.kernel_size, call.sum_dtype
-    ):
-        _plan_many_channels(plan, call, grad_output, grads)
-    else:
-        statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None)
-        plan.launches.append(tile_fused(call, grad_output, grads, statistics))
-        _plan_border(plan, call, grad_output, grads, statistics)
+    cut = _strips(call, grads, route, tensors) if call.softmax or mixed else []
+    rest = Plan(finish=plan.finish)
+    if mixed:
+        item, grad_output = mix_grad_filtered(whole, grad_output, cut)
+        rest.launches.append(item)
+    route(rest, call, grad_output, grads, cut)
+    plan.launches += in_strips([item for item in rest.launches if item.cut is not None], cut)
+    plan.launches += [item for item in rest.launches if item.cut is None]
     return plan
 
 
-def _statistics(plan: Plan, call: Call, grad_output: Tensor, with_delta: bool) -> Tensor | None:
+_Route = Callable[[Plan, Call, Tensor, Gradients, list[Strip]], None]
+
+
+def _route(call: Call, grad_output: Tensor, grads: Gradients) -> _Route:
+    """What plans the kernels that take a backward."""
+    if call.held_gradient:  # only the strides of its rows matter, which do not depend on the strips
+        shape = (1, call.input.shape[1], *call.output_size)
+        grad_output = torch.empty(shape, dtype=call.sum_dtype, device="meta")
+    if is_banded_backward(call, grad_output):
+        return _plan_banded
+    tensors = [*grads, grad_output, call.input, call.spatial_filter, call.channel_filter]
+    if not is_fast(call.window, tensors):
+        return _plan_general
+    if call.form == "image" or not launch.fused_fits(
+        call.channels_per_group, call.window.kernel_size, call.sum_dtype
+    ):
+        return _plan_many_channels
+    return _plan_few_channels
+
+
+def _strips(
+    call: Call, grads: Gradients, route: _Route, tensors: list[Tensor | None]
+) -> list[Strip]:
+    """The strips of a backward that has a workspace; one unless that takes too much memory."""
+    numbers = call.input.shape[1] if call.held_gradient else 0
+    if call.softmax:
+        numbers += 3 * call.groups
+    images, (Ho, Wo) = call.input.shape[0], call.output_size
+    row_bytes = numbers * Wo * call.sum_dtype.itemsize
+    allowed = allowed_bytes(images * Ho * row_bytes, tensors)
+    tile_rows, more_rows = 1, 0
+    if route is not _plan_general:
+        tile_rows = TILE_ROWS
+    if call.form == "image" and grads.channel_filter is not None and call.combine == "mul":
+        if route is _plan_general:
+            more_rows = launch_gather.rows_of_a_chunk(call)
+        else:
+            tile_rows = math.lcm(tile_rows, launch_tile.rows_of_a_chunk(call))
+    return strips(
+        images,
+        call.input_size,
+        call.output_size,
+        call.window,
+        row_bytes,
+        allowed,
+        with_readers=grads.input is not None,
+        tile_rows=tile_rows,
+        more_rows=more_rows,
+    )
+
+
+def _statistics(
+    plan: Plan, call: Call, grad_output: Tensor, with_delta: bool, cut: list[Strip]
+) -> Tensor | None:
     """Under softmax, what kernels need of a pixel whose taps they do not all hold."""
     if not call.softmax:
         return None
-    item, statistics = softmax_statistics(call, grad_output, with_delta)
+    item, statistics = softmax_statistics(call, grad_output, with_delta, cut)
     plan.launches.append(item)
     return statistics
+
+
+def _plan_few_channels(
+    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients, cut: list[Strip]
+) -> None:
+    statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None, cut)
+    plan.launches.append(tile_fused(call, grad_output, grads, statistics))
+    _plan_border(plan, call, grad_output, grads, statistics)
 
 
 def _plan_border(
@@ -138,13 +208,15 @@ def _plan_border(
         )
 
 
-def _plan_general(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+def _plan_general(
+    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients, cut: list[Strip]
+) -> None:
     statistics = None
     added_channel_alone = (
         grads.input is None and grads.spatial_filter is None and call.combine == "add"
     )
     if not added_channel_alone:  # its gradient reads no spatial filter
-        statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None)
+        statistics = _statistics(plan, call, grad_output, grads.spatial_filter is not None, cut)
     if grads.input is not None:
         plan.launches += gather_grad_input(
             call, grad_output, grads.input, statistics, border_only=False
@@ -156,7 +228,9 @@ def _plan_general(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients)
         gather_grad_channel(plan, call, grad_output, grads.channel_filter, statistics)
 
 
-def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+def _plan_many_channels(
+    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients, cut: list[Strip]
+) -> None:
     spatial, channel = grads.spatial_filter, grads.channel_filter
     fits = launch.filters_fit(
         call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax
@@ -169,7 +243,7 @@ def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Grad
         or general_spatial is not None
         or (per_image is not None and call.combine == "mul")
     ):
-        statistics = _statistics(plan, call, grad_output, general_spatial is not None)
+        statistics = _statistics(plan, call, grad_output, general_spatial is not None, cut)
     if grads.input is not None:
         if launch.input_fits(call.window.taps, call.sum_dtype, call.softmax):
             item = tile_forward(
@@ -197,12 +271,14 @@ def _plan_many_channels(plan: Plan, call: Call, grad_output: Tensor, grads: Grad
         plan.launches.append(grad_gain(call, grad_output, channel))
 
 
-def _plan_banded(plan: Plan, call: Call, grad_output: Tensor, grads: Gradients) -> None:
+def _plan_banded(
+    plan: Plan, call: Call, grad_output: Tensor, grads: Gradients, cut: list[Strip]
+) -> None:
     spatial, channel = grads.spatial_filter, grads.channel_filter
     statistics = None
     with_delta = spatial is not None and not holds_all_taps(call)
     if grads.input is not None or with_delta:
-        statistics = _statistics(plan, call, grad_output, with_delta)
+        statistics = _statistics(plan, call, grad_output, with_delta, cut)
     if grads.input is not None:
         item = band_forward(call, grad_output, grads.input, transposed=True, statistics=statistics)
         plan.launches.append(item)

@@ -6,6 +6,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from .._decoupled_filter.launch_band import architecture, holds_tiles
 from .._decoupled_filter.plan import sum_type
 from .._decoupled_filter.route import interpreted
 from . import launch
@@ -30,7 +31,7 @@ def _halves(call: Call) -> bool:
 
 def _matrix(call: Call) -> bool:
     """Whether the logits are a product on tensor cores. AMD's have no tf32."""
-    if call.sum_dtype == torch.float64:
+    if call.sum_dtype == torch.float64 or not holds_tiles(architecture(call.input.device)):
         return False
     return _halves(call) or (call.precision != "ieee" and torch.version.hip is None)
 

@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from .._decoupled_filter.launch import MAX_REGISTERS
 from .._decoupled_filter.plan import Launch, channel_strides, strides
 from .call import Call
 from .kernels_forward import _head_fwd_kernel
@@ -64,6 +66,8 @@ def head_forward(call: Call, output: Tensor, log_sum_exp: Tensor | None) -> list
             **block_constants(config),
         },
         num_warps=config.num_warps,
+        # NVIDIA's assembler spills 8 to 24 bytes of float64 with no bound, at 96 registers
+        max_registers=MAX_REGISTERS if call.sum_dtype == torch.float64 else None,
     )
     border = replace(interior, constants={**interior.constants, "MASKED": True})
     return [interior, border] if _has_interior(call, config.tile) else [border]

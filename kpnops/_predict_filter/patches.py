@@ -52,10 +52,7 @@ def patches(call: Call, workspace: int = WORKSPACE_BYTES) -> list[Patch] | None:
     """The patches in their order; None where not even one pixel's readers fit."""
     B, (H, W) = call.input.shape[0], call.size
     most = workspace // (call.weight.shape[0] * call.sum_dtype.itemsize)  # pixels
-    reach = [
-        (kernel - 1) * dilation
-        for kernel, dilation in zip(call.window.kernel_size, call.window.dilation, strict=True)
-    ]
+    reach = [sum(_around(call, axis)) for axis in (0, 1)]
     rows, columns = (
         part.stop - part.start
         for part in (_readers(call, 0, slice(0, H)), _readers(call, 1, slice(0, W)))
@@ -86,10 +83,17 @@ def patches(call: Call, workspace: int = WORKSPACE_BYTES) -> list[Patch] | None:
 
 def _readers(call: Call, axis: int, part: slice) -> slice:
     """Rows or columns whose filters read one of ``part``."""
-    window, size = call.window, call.size[axis]
-    before = window.before[axis]
-    after = (window.kernel_size[axis] - 1) * window.dilation[axis] - before
-    first, last = part.start - after, part.stop + before
-    if window.padding_mode == "circular":
+    before, after = _around(call, axis)
+    first, last, size = part.start - before, part.stop + after, call.size[axis]
+    if call.window.padding_mode == "circular":
         return slice(first, last)
     return slice(max(first, 0), min(last, size))
+
+
+def _around(call: Call, axis: int) -> tuple[int, int]:
+    """How many pixels before and after a part its readers reach."""
+    window = call.window
+    if window.padding_mode == "reflect":  # a mirrored pixel is read by taps of the other side
+        return window.reach(axis), window.reach(axis)
+    before = window.before[axis]
+    return (window.kernel_size[axis] - 1) * window.dilation[axis] - before, before

@@ -15,6 +15,16 @@ pytestmark = pytest.mark.skipif(
     route.interpreted(), reason="TRITON_INTERPRET=1: kernels are interpreted, not compiled"
 )
 
+
+@pytest.fixture(autouse=True)
+def _plans_for_the_target(request, monkeypatch):
+    """Plans on meta tensors know no GPU; those for some differ."""
+    parameters = getattr(request.node, "callspec", None)
+    if parameters is not None and "target" in parameters.params:
+        target = parameters.params["target"]
+        monkeypatch.setattr(launch_band, "architecture", lambda device: target)
+
+
 BF16, F16 = torch.bfloat16, torch.float16
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 # One for each row of the launch tables: what is unrolled, how many rows of taps a program holds,
@@ -104,3 +114,18 @@ def test_gpus_where_the_tiles_spill_take_the_other_kernels(monkeypatch, architec
     monkeypatch.setattr(launch_band, "architecture", lambda device: architecture)
     forward, backward = plans((2, 64, 64, 512), dtype=BF16, kernel_size=(3, 3))
     assert not any("band" in item.kernel.__name__ for item in forward + backward)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "in_loop"), [("sm_80", True), ("sm_89", True), ("", False)]
+)
+def test_older_gpus_walk_the_rows_of_taps_in_a_loop(monkeypatch, architecture, in_loop):
+    """Unrolled, two terms of each factor spill there."""
+    monkeypatch.setattr(launch_band, "architecture", lambda device: architecture)
+    forward, gradient = (
+        next(item for item in launches((3, 3), 64, BF16) if item.constants.get("TRANSPOSED") == t)
+        for t in (False, True)
+    )
+    assert forward.constants["AHEAD"] > 0
+    assert (gradient.constants["AHEAD"] == 0) == in_loop
+    assert (gradient.max_registers is not None) == in_loop

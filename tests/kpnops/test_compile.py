@@ -23,10 +23,11 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _plans_for_the_target(request, monkeypatch):
-    """Plans on meta tensors know no GPU; those for gfx1100 differ."""
+    """Plans on meta tensors know no GPU; those for some differ."""
     parameters = getattr(request.node, "callspec", None)
-    if parameters is not None and parameters.params.get("target") == "gfx1100":
-        monkeypatch.setattr(launch_band, "architecture", lambda device: "gfx1100")
+    if parameters is not None and "target" in parameters.params:
+        target = parameters.params["target"]
+        monkeypatch.setattr(launch_band, "architecture", lambda device: target)
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kpnops._decoupled_filter import geometry
 from kpnops._decoupled_filter.geometry import (
     PADDING_MODES,
     Window,
@@ -111,3 +112,39 @@ def test_source_index_agrees_with_torch_pad(mode):
 
 def test_source_index_marks_zero_padding():
     assert [source_index(p, 2, "zeros") for p in (-1, 0, 1, 2)] == [-1, 0, 1, -1]
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize(("stride", "scale"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+def test_readers_of_rows_hold_all_that_read_them(stride, scale, mode):
+    """Rounded either way with a stride, under and over, mirrored and wrapped."""
+    for size, kernel, dilation in itertools.product((1, 2, 5, 8), (1, 2, 3, 4), (1, 2)):
+        window = Window((kernel, 1), (stride, 1), (dilation, 1), mode, scale).within((size, 1))
+        if mode == "reflect" and window.reach(0) >= size:
+            continue
+        counts = {size * scale} if scale > 1 else set(output_sizes(size, stride)) - {0}
+        for outputs, first in itertools.product(counts, range(size)):
+            for last in range(first + 1, size + 1):
+                found = geometry.readers(window, 0, slice(first, last), size, outputs)
+                held = {y % outputs for y in range(found.start, found.stop)}
+                assert found.stop - found.start <= outputs
+                assert mode == "circular" or 0 <= found.start <= found.stop <= outputs
+                for y, tap in itertools.product(range(outputs), range(kernel)):
+                    offset = tap * window.dilation[0] - window.before[0]
+                    source = source_index(y * stride // scale + offset, size, mode)
+                    assert y in held or not first <= source < last
+
+
+@pytest.mark.parametrize(("stride", "scale"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+def test_rows_part_the_output_as_the_input(stride, scale):
+    window = Window((3, 3), (stride, 1), scale=scale)
+    for size, height in itertools.product((1, 5, 8, 9), (1, 2, 3)):
+        counts = {size * scale} if scale > 1 else set(output_sizes(size, stride)) - {0}
+        for outputs in counts:
+            parts = [
+                window.centred(slice(first, min(first + height, size)), size, outputs)
+                for first in range(0, size, height)
+            ]
+            assert [y for part in parts for y in range(part.start, part.stop)] == list(
+                range(outputs)
+            )

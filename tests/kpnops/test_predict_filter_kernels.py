@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is not installed: there is nothing 
 
 from kpnops._decoupled_filter import route
 from kpnops._decoupled_filter.geometry import Window, source_index
-from kpnops._predict_filter import launch_patch, triton_backend
+from kpnops._predict_filter import launch_common, launch_patch, triton_backend
 from kpnops._predict_filter.call import Call
 from kpnops._predict_filter.launch_head import head_forward
 from kpnops._predict_filter.patches import WORKSPACE_BYTES, patches
@@ -97,6 +97,7 @@ CUTS = [
     meta_call((3, 4), (11, 8), padding_mode="circular"),
     meta_call((4, 3), (8, 11), dilation=(2, 1), padding_mode="replicate"),
     meta_call((2, 5), (9, 9), padding_mode="reflect", frames=2),
+    meta_call((2, 2), (9, 9), padding_mode="reflect"),
     meta_call((5, 1), (20, 6), groups=3),
 ]
 
@@ -183,6 +184,7 @@ MORE = [
 
 
 def assert_compiles(call: Call, target: str, monkeypatch) -> None:
+    monkeypatch.setattr(launch_common, "architecture", lambda device: target)
     if target.startswith("gfx"):  # as a build of PyTorch for AMD plans it
         monkeypatch.setattr(torch.version, "hip", "6.4")
     for launch in launches(call):
