@@ -9,7 +9,7 @@ READY := $(VENV)/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
 
 DATA ?=
-MINUTES ?= 4
+MINUTES ?= 1
 WORKERS ?= 2
 
 .PHONY: install demo test test-all test-slow-slice fuzz lint types bench gpu clean
@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-# Train a small model, reconstruct a photo it has not seen, leave everything in demo/.
+# Reconstruct a photo with the shipped weights, fine-tune them, judge both; everything lies in demo/.
 demo: $(READY)
 	$(BIN)/python -m dkpn.demo --out demo --minutes $(MINUTES) $(if $(DATA),--data "$(DATA)")
 

@@ -3,7 +3,7 @@
 ``H = exposure * scene`` is the truth of a training pair: linear, 1.0 = the level at which the
 sensor clips. The photo is ``JPEG(round(255 f(clip((H + noise - b) / (1 - b), 0, 1))))`` with the
 camera's response curve ``f`` and black point ``b``. Everything but JPEG runs on the device of the
-image.
+image; :mod:`dkpn.photograph` does all of it for batches.
 
 References:
     Eilertsen, Kronander, Denes, Mantiuk and Unger, HDR image reconstruction from a single exposure
@@ -11,13 +11,11 @@ References:
     the curves of Grossberg and Nayar, What is the Space of Camera Response Functions?, CVPR 2003.
 """
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -35,7 +33,7 @@ _SIGMOID_SCALE = (0.6, 0.1, 0.2, 1.0)
 _GAMMA_RANGE = (1.8, 2.6)
 # Nine stops below the clip level: sensors see at least that far, and a black point above that would
 # bend the whole curve rather than end it.
-_MAX_BLACK_POINT = 2.0**-9
+MAX_BLACK_POINT = 2.0**-9
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,60 @@ class Camera:
                 raise ValueError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
 
 
+@dataclass(frozen=True)
+class CameraDraw:
+    """What is drawn of a camera before it has seen the scene; see :class:`Camera` for the rest.
+
+    Args:
+        clip_above: fraction of the pixels to put above the clip level, by their largest channel.
+        clip_below: fraction of the pixels to put at or below black, likewise.
+        curve: family of the response curve.
+        curve_power: of the curve.
+        curve_scale: of the curve.
+        shot_noise: noise variance per unit of linear light.
+        read_noise: noise standard deviation in the dark, linear.
+        jpeg_quality: 1 to 100.
+        seed: of the noise.
+    """
+
+    clip_above: float
+    clip_below: float
+    curve: CurveFamily
+    curve_power: float
+    curve_scale: float
+    shot_noise: float
+    read_noise: float
+    jpeg_quality: int
+    seed: int
+
+
+def draw_camera(config: CameraConfig, rng: np.random.Generator) -> CameraDraw:
+    """Draw all of a camera but what its exposure to a scene decides.
+
+    Args:
+        config: the ranges to draw from.
+        rng: source of the draw; it alone decides the result, of which only uniform numbers are
+            asked, since their stream is the same in every version of numpy.
+    """
+    clip_above, clip_below = _uniform(rng, config.clip_above), _uniform(rng, config.clip_below)
+    weights = np.cumsum(config.curve_weights)
+    curve = CURVE_FAMILIES[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
+    sigmoid_power = _normal(rng, *_SIGMOID_POWER)
+    curve_scale = _normal(rng, *_SIGMOID_SCALE)
+    gamma = _uniform(rng, _GAMMA_RANGE)
+    return CameraDraw(
+        clip_above=clip_above,
+        clip_below=clip_below,
+        curve=curve,
+        curve_power=gamma if curve == "gamma" else sigmoid_power,
+        curve_scale=curve_scale,
+        shot_noise=_log_uniform(rng, config.shot_noise),
+        read_noise=_log_uniform(rng, config.read_noise),
+        jpeg_quality=round(_uniform(rng, config.jpeg_quality)),
+        seed=int(rng.random() * 2**53),
+    )
+
+
 def sample_camera(hdr: np.ndarray, config: CameraConfig, rng: np.random.Generator) -> Camera:
     """Draw a camera and expose it for this image.
 
@@ -141,8 +193,7 @@ def sample_camera(hdr: np.ndarray, config: CameraConfig, rng: np.random.Generato
     Args:
         hdr: (H, W, 3) floating point, linear Rec.709, at least 0, any unit.
         config: the ranges to draw from.
-        rng: source of the draw; it alone decides the result, of which only uniform numbers are
-            asked, since their stream is the same in every version of numpy.
+        rng: source of the draw, see :func:`draw_camera`.
 
     Returns:
         The camera.
@@ -152,9 +203,9 @@ def sample_camera(hdr: np.ndarray, config: CameraConfig, rng: np.random.Generato
     """
     if hdr.ndim != 3 or hdr.shape[2] != 3 or hdr.size == 0:
         raise ValueError(f"hdr: expected shape (H, W, 3), got {hdr.shape}")
-
+    draw = draw_camera(config, rng)
     largest = hdr.max(axis=2)
-    clip_level = _quantile(largest, 1 - _uniform(rng, config.clip_above))
+    clip_level = _quantile(largest, 1 - draw.clip_above)
     if not clip_level > 0:
         # So few pixels emit light that fewer than asked for can clip.
         clip_level = float(largest.max())
@@ -163,22 +214,17 @@ def sample_camera(hdr: np.ndarray, config: CameraConfig, rng: np.random.Generato
             "hdr: expected an image with finite light in it to expose for, got one whose brightest "
             f"pixel is {clip_level}"
         )
-    black_point = _quantile(largest, _uniform(rng, config.clip_below)) / clip_level
-    weights = np.cumsum(config.curve_weights)
-    curve = CURVE_FAMILIES[int(np.searchsorted(weights, rng.random() * weights[-1], side="right"))]
-    sigmoid_power = _normal(rng, *_SIGMOID_POWER)
-    curve_scale = _normal(rng, *_SIGMOID_SCALE)
-    gamma = _uniform(rng, _GAMMA_RANGE)
+    black_point = _quantile(largest, draw.clip_below) / clip_level
     return Camera(
         exposure=1 / clip_level,
-        black_point=min(black_point, _MAX_BLACK_POINT),
-        curve=curve,
-        curve_power=gamma if curve == "gamma" else sigmoid_power,
-        curve_scale=curve_scale,
-        shot_noise=_log_uniform(rng, config.shot_noise),
-        read_noise=_log_uniform(rng, config.read_noise),
-        jpeg_quality=round(_uniform(rng, config.jpeg_quality)),
-        seed=int(rng.random() * 2**53),
+        black_point=min(black_point, MAX_BLACK_POINT),
+        curve=draw.curve,
+        curve_power=draw.curve_power,
+        curve_scale=draw.curve_scale,
+        shot_noise=draw.shot_noise,
+        read_noise=draw.read_noise,
+        jpeg_quality=draw.jpeg_quality,
+        seed=draw.seed,
     )
 
 
@@ -286,49 +332,6 @@ def develop(hdr: Tensor, camera: Camera | Sequence[Camera], noise: Tensor | None
     return ((encoded * 255).round() / 255).to(hdr.dtype)
 
 
-def jpeg_encode(image: np.ndarray, quality: int) -> bytes:
-    """Compress to a JPEG file: baseline, chroma at half resolution in both directions.
-
-    Args:
-        image: (H, W, 3) uint8.
-        quality: 1 to 100, Pillow's (libjpeg's) scale.
-
-    Returns:
-        The bytes of the file.
-
-    Raises:
-        TypeError: ``image`` is not uint8.
-        ValueError: another shape, or a quality out of range.
-        ModuleNotFoundError: Pillow is not installed.
-    """
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        kind = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(f"image: expected a uint8 numpy array, got {kind}")
-    if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}")
-    if not 1 <= quality <= 100:
-        raise ValueError(f"quality: expected 1 to 100, got {quality}")
-    buffer = io.BytesIO()
-    picture = _pillow_image().fromarray(np.ascontiguousarray(image))
-    picture.save(buffer, format="JPEG", quality=int(quality), subsampling="4:2:0")
-    return buffer.getvalue()
-
-
-def jpeg_decode(data: bytes) -> np.ndarray:
-    """Decompress what :func:`jpeg_encode` made: (H, W, 3) uint8."""
-    with _pillow_image().open(io.BytesIO(data)) as picture:
-        return np.array(picture)
-
-
-def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
-    """Compress to JPEG and back; arguments and errors are those of :func:`jpeg_encode`.
-
-    Returns:
-        (H, W, 3) uint8.
-    """
-    return jpeg_decode(jpeg_encode(image, quality))
-
-
 def to_code_values(developed: Tensor) -> np.ndarray:
     """Turn :func:`develop`'s result for one image, (3, H, W), into (H, W, 3) uint8 code values."""
     codes = (developed * 255).round().to(torch.uint8)
@@ -355,13 +358,3 @@ def _quantile(values: np.ndarray, fraction: float) -> float:
     """Return the value that ``fraction`` of the values do not exceed."""
     rank = min(int(fraction * values.size), values.size - 1)
     return float(np.partition(values, rank, axis=None)[rank])
-
-
-def _pillow_image() -> Any:
-    try:
-        return import_module("PIL.Image")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'Pillow makes the JPEG files and is not installed: pip install "kpnops[dkpn]"',
-            name="PIL",
-        ) from error

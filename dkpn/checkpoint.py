@@ -15,12 +15,13 @@ on:
 Every file, and a checkpoint as a whole, appears under its name only when it is complete.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from dkpn.hdr_io import write_atomically
 from dkpn.model import DKPN
 
 FORMAT = "dkpn-1"
+_UNFINISHED = ".writing-"
 
 
 @dataclass
@@ -69,14 +71,31 @@ def save_weights(folder: Path, model: DKPN) -> Path:
 
     Returns:
         The path of the safetensors file.
+
+    Raises:
+        OSError: the disk is full, or cannot be written to; what was there before is intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config = dataclasses.asdict(model.config)
     path = folder / "model.safetensors"
     data = save(_contiguous(model.state_dict()), {"format": FORMAT, "config": json.dumps(config)})
-    write_json(folder / "config.json", config)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+    with _naming(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config)
+        write_atomically(path, lambda temporary: temporary.write_bytes(data))
     return path
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in an OSError, which may name no file at all, what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{path}: could not be written ({error.strerror or error}); what was there before is "
+            "intact; make room and go on with --resume auto",
+        ) from error
 
 
 def load_weights(path: str | Path, op: Literal["fused", "naive"] = "fused") -> DKPN:
@@ -193,52 +212,91 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's folder, named by the iteration.
+
+    Raises:
+        FloatingPointError: a weight is NaN or infinite; nothing is written.
+        OSError: the disk is full, or cannot be written to; older checkpoints are intact.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    _require_finite(state)
     target = folder / f"{state.iteration:08d}"
-    for unfinished in folder.glob(".writing-*"):  # of a process that was killed
-        shutil.rmtree(unfinished)
-    temporary = folder / f".writing-{state.iteration:08d}"
-    temporary.mkdir()
-    try:
-        moments = {
-            f"{index}.{name}": value
-            for index, values in state.optimizer.state_dict()["state"].items()
-            for name, value in values.items()
-        }
-        for name, tensors in (
-            ("model", state.model.state_dict()),
-            ("ema", state.ema.state_dict()),
-            ("optimizer", moments),
-            ("rng", _rng_state()),
-        ):
-            # Not save_file(), whose files only their owner may read.
-            (temporary / f"{name}.safetensors").write_bytes(save(_contiguous(tensors)))
-        values = {
-            "format": FORMAT,
-            "iteration": state.iteration,
-            "seconds": seconds,
-            "config": config,
-        }
-        write_json(temporary / "state.json", values)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in _checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    with _naming(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        temporary = folder / f"{_UNFINISHED}{target.name}"
+        temporary.mkdir()
+        try:
+            for name, tensors in (
+                ("model", state.model.state_dict()),
+                ("ema", state.ema.state_dict()),
+                ("optimizer", _moments(state.optimizer)),
+                ("rng", _rng_state()),
+            ):
+                _write_through(temporary / f"{name}.safetensors", save(_contiguous(tensors)))
+            values = {
+                "format": FORMAT,
+                "iteration": state.iteration,
+                "seconds": seconds,
+                "config": config,
+            }
+            _write_through(temporary / "state.json", json.dumps(values, indent=2).encode())
+            os.replace(temporary, target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in _checkpoints(folder)[:-keep]:
+            # Renamed first: what is called a checkpoint is a whole one, whenever the power fails.
+            os.replace(old, folder / f"{_UNFINISHED}{old.name}")
+        _sweep(folder)
     return target
 
 
-def load_checkpoint(path: Path, state: TrainingState, config: Mapping[str, Any]) -> float:
+def _require_finite(state: TrainingState) -> None:
+    for module in (state.model, state.ema):
+        for name, tensor in module.state_dict().items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise FloatingPointError(
+                    f"{name} is no longer finite at iteration {state.iteration} and is not saved; "
+                    "lower learning_rate and go on from the last checkpoint"
+                )
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+    }
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    """Write a file and wait until the disk has it, so that a rename after it never comes first."""
+    # Not safetensors' save_file(), whose files only their owner may read.
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a process that was killed left unfinished, or was about to remove."""
+    for entry in folder.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(entry)
+
+
+def load_checkpoint(
+    path: Path,
+    state: TrainingState,
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+) -> float:
     """Put the contents of a checkpoint into ``state``, and torch's random state back.
 
     Args:
         path: the checkpoint's folder.
         state: a fresh state of the same configuration; changed in place.
         config: the run's whole configuration as it would be saved.
+        defaults: a configuration of the same form, whose values stand for fields of its tables that
+            an older version did not have.
 
     Returns:
         Seconds of training so far.
@@ -254,7 +312,8 @@ def load_checkpoint(path: Path, state: TrainingState, config: Mapping[str, Any])
             f"{path / 'state.json'}: expected format {FORMAT!r}, got {values.get('format')!r}"
         )
     # Through JSON and back, so that tuples and lists compare equal.
-    differences = _nested_differences(values["config"], json.loads(json.dumps(config)))
+    now, filled = (json.loads(json.dumps(table)) for table in (config, defaults or {}))
+    differences = _nested_differences(_filled(values["config"], filled), now)
     if differences:
         raise ValueError(
             f"{path}: was trained with another configuration (checkpoint and now: "
@@ -289,6 +348,15 @@ def _checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(entry for entry in folder.iterdir() if re.fullmatch(r"\d{8}", entry.name))
+
+
+def _filled(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Add to the tables in ``values`` the fields that only those in ``defaults`` have."""
+    filled = dict(values)
+    for name, table in defaults.items():
+        if isinstance(table, dict) and isinstance(filled.get(name), dict):
+            filled[name] = table | filled[name]
+    return filled
 
 
 def _nested_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The command ``dkpn``: train, reconstruct, evaluate.
+"""The command ``dkpn``: reconstruct, view, train, prepare, evaluate, export.
 
 Exit codes: 0 all done; 1 a file failed; 2 wrong arguments, configuration or weights, or a missing
-package. Only the standard library is imported before it is known that the extra is installed.
+package. No package of the extra is imported before it is known that the command's are installed.
 """
 
 import argparse
@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from dkpn import cli_evaluate, cli_reconstruct, cli_train
+from dkpn import cli_evaluate, cli_export, cli_prepare, cli_reconstruct, cli_train, cli_view
 from dkpn.cli_common import FILE_FAILED, WRONG_USE, UsageError
 
-# What the command needs beyond the core: name to import, name to install.
+# What the commands need beyond the core: name to import, name to install.
 EXTRA_PACKAGES = {
     "safetensors": "safetensors",
     "PIL": "pillow",
@@ -21,29 +21,25 @@ EXTRA_PACKAGES = {
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
 }
+# Which of them each one needs whatever its arguments are. The codecs of .hdr and .exr files are
+# asked for by such a file: to train from a prepared set takes none.
+NEEDED_PACKAGES = {
+    "prepare": (),
+    "train": ("safetensors", "PIL", "matplotlib", "tqdm"),
+    "reconstruct": ("safetensors", "PIL", "imagecodecs", "OpenEXR", "tqdm"),
+    "view": ("safetensors", "PIL"),
+    "evaluate": ("safetensors", "PIL", "tqdm"),
+    "export": ("safetensors",),
+}
 
 
 def entry_point() -> int:
-    """Run the installed command ``dkpn``; say what to install where its extra is missing."""
-    missing = [name for module, name in EXTRA_PACKAGES.items() if not _is_installed(module)]
-    if missing:
-        print(
-            f'dkpn needs {", ".join(missing)}: pip install "kpnops[dkpn]"',
-            file=sys.stderr,
-        )
-        return WRONG_USE
+    """Run the installed command ``dkpn``."""
     return main()
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ValueError:  # a module that is loaded without a specification
-        return module in sys.modules
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command; say what to install where a package that it needs is missing.
 
     Args:
         arguments: words after ``dkpn``; None: those of the process.
@@ -55,14 +51,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
     except SystemExit as stop:  # argparse has printed its message, or the help
         return stop.code if isinstance(stop.code, int) else WRONG_USE
+    needed = NEEDED_PACKAGES[options.command]
+    missing = [EXTRA_PACKAGES[module] for module in needed if not _is_installed(module)]
+    if missing:
+        print(
+            f'dkpn {options.command} needs {", ".join(missing)}: pip install "kpnops[dkpn]"',
+            file=sys.stderr,
+        )
+        return WRONG_USE
     try:
         return options.run(options)
-    except UsageError as error:
+    except (UsageError, ModuleNotFoundError) as error:
         print(f"dkpn {options.command}: {error}", file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt:
         print(f"dkpn {options.command}: interrupted", file=sys.stderr)
         return FILE_FAILED
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ValueError:  # a module that is loaded without a specification
+        return module in sys.modules
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,11 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         "level, taken as diffuse white, 203 cd/m².",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    cli_train.add_arguments(commands.add_parser("train", help="train a network on HDR images"))
-    cli_reconstruct.add_arguments(
-        commands.add_parser("reconstruct", help="turn photos into HDR images")
-    )
-    cli_evaluate.add_arguments(
-        commands.add_parser("evaluate", help="measure a network on HDR images")
-    )
+    for name, module, summary in (
+        ("reconstruct", cli_reconstruct, "turn photos into HDR images"),
+        ("view", cli_view, "look at HDR images in a browser"),
+        ("evaluate", cli_evaluate, "measure a network, or other results, on HDR images"),
+        ("prepare", cli_prepare, "turn HDR images into a training set"),
+        ("train", cli_train, "train a network on HDR images"),
+        ("export", cli_export, "write the network as an ONNX file"),
+    ):
+        module.add_arguments(commands.add_parser(name, help=summary))
     return parser

@@ -9,11 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dkpn.model import DKPN
 
-HOW_TO_TRAIN = (
-    "no weights are shipped yet; train some with\n"
-    "  dkpn train --data FOLDER_OF_HDR_IMAGES --out runs/first\n"
-    "and pass --weights runs/first"
-)
 DONE, FILE_FAILED, WRONG_USE = 0, 1, 2
 
 
@@ -44,14 +39,21 @@ def usable_device(name: str) -> str:
     return name
 
 
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--weights``."""
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        help="model.safetensors, or a folder that holds it; default: those of the package",
+    )
+
+
 def chosen_weights(options: argparse.Namespace) -> "DKPN":
     """The network of ``--weights`` on ``--device``; UsageError where either cannot be used."""
-    from dkpn.checkpoint import load_weights
+    from dkpn.pretrained import load
 
-    if options.weights is None:
-        raise UsageError(f"--weights is missing: {HOW_TO_TRAIN}")
+    device = usable_device(options.device)
     try:
-        model = load_weights(options.weights)
+        return load(options.weights, device)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--weights: {error}") from None
-    return model.to(usable_device(options.device))

@@ -34,10 +34,15 @@ class DKPNConfig:
     Args:
         kernel_size: side K of the square filter, odd.
         head: what is predicted and how it is combined. ``"gain"``: K² spatial taps and 3 channel
-            gains per pixel. ``"per-image"``: K² spatial taps per pixel and 3·K² channel taps per
-            image (the form of decoupled dynamic filters). ``"undecoupled"``: 3·K² taps per pixel.
-        taps: ``"softmax"``: positive, of sum 1, so that range comes from the channel gain alone
-            (only with ``head="gain"``). ``"exp"``: positive, of any sum.
+            gains per pixel. ``"mix"``: K² spatial taps and a 3 × 3 matrix that mixes the channels
+            per pixel. ``"per-image"``: K² spatial taps per pixel and 3·K² channel taps per image
+            (the form of decoupled dynamic filters). ``"undecoupled"``: 3·K² taps per pixel.
+            ``"feature"``: as ``"gain"``, in a space of ``feature_channels`` channels that a 1 × 1
+            convolution brings back to RGB. ``"preliminary"``: nothing; the preliminary result is
+            the result (for ablation).
+        feature_channels: C of ``head="feature"``.
+        taps: ``"softmax"``: positive, of sum 1, so that range comes from the channel filter alone
+            (only where that has numbers per pixel). ``"exp"``: positive, of any sum.
         max_gain_stops: bound of a channel gain or, with ``"exp"``, of a tap, in stops (factors of
             2).
         mask_tau: width τ of the soft masks, in sRGB-encoded units of [0, 1].
@@ -59,7 +64,8 @@ class DKPNConfig:
     """
 
     kernel_size: int = 5
-    head: Literal["gain", "per-image", "undecoupled"] = "gain"
+    head: Literal["gain", "mix", "per-image", "undecoupled", "feature", "preliminary"] = "gain"
+    feature_channels: int = 16
     taps: Literal["softmax", "exp"] = "softmax"
     max_gain_stops: float = 5.0
     mask_tau: float = 0.05
@@ -76,14 +82,15 @@ class DKPNConfig:
     dark_floor: float = 1 / 510
 
     def __post_init__(self) -> None:
-        _require_choice("head", self.head, ("gain", "per-image", "undecoupled"))
+        heads = ("gain", "mix", "per-image", "undecoupled", "feature", "preliminary")
+        _require_choice("head", self.head, heads)
         _require_choice("taps", self.taps, ("softmax", "exp"))
-        if self.head != "gain" and self.taps == "softmax":
+        if self.head in ("per-image", "undecoupled") and self.taps == "softmax":
             raise ValueError(
                 f'taps: expected "exp" with head="{self.head}", got "softmax"; taps of sum 1 '
                 "cannot leave the range of the preliminary result without a channel gain"
             )
-        for name in ("kernel_size", "width", "unshuffle", "pooled_width"):
+        for name in ("kernel_size", "width", "unshuffle", "pooled_width", "feature_channels"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.kernel_size % 2 == 1, "kernel_size", "an odd number", self.kernel_size)
         _require(self.max_gain_stops > 0, "max_gain_stops", "more than 0", self.max_gain_stops)
@@ -120,6 +127,11 @@ class DKPNConfig:
         return tuple(self.width * multiple for multiple in self.channel_multipliers)
 
     @property
+    def channel_numbers(self) -> int:
+        """Numbers of the channel filter that are predicted for each pixel."""
+        return {"gain": 3, "mix": 9, "feature": self.feature_channels}.get(self.head, 0)
+
+    @property
     def size_multiple(self) -> int:
         """Number of which the padded height and width are multiples."""
         return self.unshuffle * 2 ** (len(self.channel_multipliers) - 1)
@@ -138,7 +150,9 @@ class TrainConfig:
         iterations: optimizer steps.
         minutes: training also ends after so many minutes (validation not counted); the learning
             rate then falls with whichever of the two is further. None: no limit.
-        batch_size: samples a step.
+        batch_size: samples a step, of all processes and parts together.
+        accumulate: parts that each process's share of a batch is made in, one after the other, for
+            less memory; the step is the same up to rounding.
         learning_rate: of AdamW, after the warm-up.
         warmup: iterations in which the learning rate rises linearly; at most a tenth of all.
         final_learning_rate: share of ``learning_rate`` at the end of the cosine.
@@ -149,13 +163,19 @@ class TrainConfig:
         validation_images: largest number of images validated on, spread over all there are.
         checkpoint_every: iterations between two checkpoints.
         keep_checkpoints: number of checkpoints kept.
-        workers: processes that make training pairs; 0 makes them in the training process.
+        precision: of the network's convolutions: ``"float32"``, ``"bfloat16"`` (autocast; weights,
+            curve and filter stay in float32), or ``"auto"``: bfloat16 on a GPU. On CPUs with
+            bfloat16 instructions it halves the time of a step.
+        head: of :class:`dkpn.model.DKPN`: ``"fused"`` keeps no taps and takes less memory.
+        compile: compile the network with ``torch.compile``; the first step then takes a minute.
+        tensorboard: write the metrics for TensorBoard as well, which has to be installed.
         seed: of the first weights and of the training pairs.
     """
 
     iterations: int = 20_000
     minutes: float | None = None
     batch_size: int = 8
+    accumulate: int = 1
     learning_rate: float = 5e-4
     warmup: int = 50
     final_learning_rate: float = 0.02
@@ -166,13 +186,17 @@ class TrainConfig:
     validation_images: int = 16
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
-    workers: int = 2
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    head: Literal["stored", "fused"] = "stored"
+    compile: bool = False
+    tensorboard: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         positive = (
             "iterations",
             "batch_size",
+            "accumulate",
             "learning_rate",
             "gradient_clip",
             "validate_every",
@@ -183,13 +207,44 @@ class TrainConfig:
         for name in positive:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)!r}")
-        for name in ("warmup", "weight_decay", "workers", "seed", "final_learning_rate"):
+        _require_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
+        _require_choice("head", self.head, ("stored", "fused"))
+        for name in ("warmup", "weight_decay", "seed", "final_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay: expected a value in [0, 1), got {self.ema_decay!r}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: expected more than 0, got {self.minutes!r}")
+        self.parts(0, processes=1)
+
+    def parts(self, iteration: int, processes: int, rank: int = 0) -> list[range]:
+        """The samples of a step that one of several processes makes.
+
+        Args:
+            iteration: optimizer steps done before.
+            processes: how many share the batch.
+            rank: which of them, from 0.
+
+        Returns:
+            Their indices in the run, one range for each of the ``accumulate`` parts.
+
+        Raises:
+            ValueError: the batch cannot be divided equally.
+        """
+        share, rest = divmod(self.batch_size, processes * self.accumulate)
+        if rest:
+            raise ValueError(
+                f"batch_size: expected a multiple of {processes} processes times accumulate = "
+                f"{self.accumulate}, got {self.batch_size}"
+            )
+        start = iteration * self.batch_size + rank * self.accumulate * share
+        starts = range(start, start + self.accumulate * share, share)
+        return [range(first, first + share) for first in starts]
+
+    def in_bfloat16(self, device_type: str) -> bool:
+        """Whether the network runs in bfloat16 on such a device."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and device_type == "cuda")
 
 
 def _require(condition: bool, name: str, expected: str, actual: object) -> None:

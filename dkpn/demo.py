@@ -1,11 +1,18 @@
-"""The whole way in a few minutes on a CPU: train a small network, reconstruct a photo, judge it.
+"""The whole way in a few minutes on a CPU: a photo to HDR, then a short fine-tuning, judged.
 
-``python -m dkpn.demo --out demo [--data DIR] [--minutes 4]`` leaves in the output folder:
+``python -m dkpn.demo --out demo [--data DIR] [--minutes 1]`` leaves in the output folder, within
+seconds and made with the weights of the package:
 
 =======================  =================================================================
 ``photo.jpg``             a photo of a scene that was not trained on
-``photo.exr``             its reconstruction, linear, 1.0 = clip level = 203 cd/m²
-``photo_preview.png``     the same, tone-mapped
+``photo_hdr.jpg``         its reconstruction as UltraHDR: the photo, with its range
+``photo_hdr.exr``         the same, linear, 1.0 = clip level = 203 cd/m²
+``look.html``             a page to look at it with
+=======================  =================================================================
+
+and after the fine-tuning, on other scenes than those that judge:
+
+=======================  =================================================================
 ``comparison.png``        photo, preliminary result, result and truth of several such scenes
 ``highlights.png``        photo, result and truth, exposed 2 and 4 stops darker
 ``training.png``          loss and PSNR over the iterations
@@ -17,59 +24,57 @@
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 
 from dkpn.config import DKPNConfig, TrainConfig
 from dkpn.data import (
-    DataConfig,
     EvaluationPair,
     evaluation_pairs,
     find_images,
     make_evaluation_pair,
     split_by_scene,
 )
-from dkpn.evaluate import LDR, Evaluation, evaluate
+from dkpn.evaluate import Evaluation, evaluate
 from dkpn.hdr_io import write_atomically
-from dkpn.infer import encoded_batch, plan_reconstructions, reconstruct_file
+from dkpn.infer import encoded_batch
 from dkpn.model import DKPN
 from dkpn.monitor import COMPARISON_TITLES, comparison, darker, write_pictures
+from dkpn.photo_io import Photo
+from dkpn.pretrained import load
+from dkpn.reconstruct import Job, Options, reconstruct_jobs
+from dkpn.run_config import RunConfig
+from dkpn.run_folder import find_resume
 from dkpn.scenes import generate_scenes
-from dkpn.train import (
-    GENERATED_SIDE,
-    RunConfig,
-    StopRequest,
-    find_resume,
-    leave_cores_to,
-    spread,
-    train,
-    training_data,
-)
+from dkpn.schedule import StopRequest
+from dkpn.train import train
+from dkpn.training_data import GENERATED_SIDE, spread, training_data
+from dkpn.training_pairs import DataConfig
+from dkpn.viewer import View, look_inside, write_page
 
 HELD_OUT = 12  # scenes that judge the result
 SHOWN = 4
 
 
-def demo_config(minutes: float) -> RunConfig:
-    """A network and a schedule that a laptop's CPU gets somewhere with in a few minutes."""
+def demo_config(minutes: float, model: DKPNConfig) -> RunConfig:
+    """A fine-tuning that a laptop's CPU gets somewhere with in a minute."""
     return RunConfig(
-        model=DKPNConfig(width=24, channel_multipliers=(1, 2, 3, 4), encoder_blocks=(1, 1, 1, 2)),
-        # Crops shrunk from most of an image show its lights and its shadows, as a photo does.
-        data=DataConfig(crop_size=128, max_shrink=2.0, rotate=False),
+        model=model,
+        data=DataConfig(crop_size=128),
         train=TrainConfig(
             iterations=3000,
             minutes=minutes,
             batch_size=4,
-            learning_rate=1e-3,
-            ema_decay=0.99,
-            validate_every=200,
-            validation_images=8,
+            learning_rate=3e-4,
+            ema_decay=0.98,
+            validate_every=1000,
+            validation_images=4,
             checkpoint_every=1000,
             keep_checkpoints=1,
-            workers=1,
         ),
     )
 
@@ -104,16 +109,34 @@ def draw(model: DKPN, pairs: Sequence[EvaluationPair], out: Path) -> None:
     write_pictures(out / "highlights.png", highlights, ["photo", *titles])
 
 
-def run_demo(out: Path, data: Path | None, config: RunConfig) -> Evaluation | None:
-    """Train, reconstruct, evaluate; everything that is made lies in ``out``.
+def show_photo(model: DKPN, pair: EvaluationPair, out: Path) -> list[Path]:
+    """Reconstruct one photo as files to open; returns them."""
+    photo = out / "photo.jpg"
+    write_atomically(photo, lambda path: path.write_bytes(pair.jpeg))
+    jobs = [Job(photo, out / f"photo_hdr{suffix}", None) for suffix in (".jpg", ".exr")]
+    views: list[View] = []
+
+    def keep(job: Job, picture: Photo, result: np.ndarray) -> None:
+        views.append(View("photo", result, picture.pixels, look_inside(model, picture.pixels)))
+
+    for _, error in reconstruct_jobs(model, jobs, Options(), keep=keep):
+        if error is not None:
+            raise error
+    write_page(out / "look.html", views[:1])
+    return [photo, *(job.output for job in jobs), out / "look.html"]
+
+
+def fine_tune(out: Path, data: Path | None, config: RunConfig, start: DKPN) -> DKPN | None:
+    """Go on from the shipped weights on a folder of HDR images, or on generated scenes.
 
     Args:
-        out: output folder, created if absent; a demo that was stopped there goes on.
+        out: output folder; a demo that was stopped there goes on.
         data: folder of HDR images; None: generated scenes.
         config: of the training.
+        start: the network to start from.
 
     Returns:
-        The evaluation on scenes that were not trained on; None if Ctrl-C stopped the training.
+        The fine-tuned network; None if a signal stopped the training.
 
     Raises:
         FileNotFoundError: there is no such folder of data.
@@ -124,18 +147,18 @@ def run_demo(out: Path, data: Path | None, config: RunConfig) -> Evaluation | No
     pairs, validation = training_data(config, data, None)
     stop = StopRequest()
     with stop.listening():
-        model = train(config, pairs, validation, run, resume=resume, stop=stop)
-    if stop.requested:
+        model = train(config, pairs, validation, run, start=start, resume=resume, stop=stop)
+    if stop.number:
         return None
     shutil.copyfile(run / "metrics.png", out / "training.png")
+    return model
 
-    unseen = held_out_pairs(data)
-    photo = out / "photo.jpg"
-    write_atomically(photo, lambda path: path.write_bytes(unseen[0].jpeg))
-    entry = plan_reconstructions([photo], out / "photo.exr", overwrite=True)[0]
-    reconstruct_file(model, entry)
-    draw(model, unseen, out)
-    evaluation = evaluate(unseen, {"DKPN": model.infer})
+
+def judge(networks: Mapping[str, DKPN], unseen: Sequence[EvaluationPair], out: Path) -> Evaluation:
+    """Evaluate networks on scenes that none was trained on, and draw what the last one made."""
+    *_, last = networks.values()
+    draw(last, unseen, out)
+    evaluation = evaluate(unseen, {name: network.infer for name, network in networks.items()})
     evaluation.write_csv(out / "per_image.csv")
     table = evaluation.table() + "\n"
     write_atomically(out / "table.md", lambda path: path.write_text(table, encoding="utf-8"))
@@ -146,29 +169,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo from the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m dkpn.demo",
-        description="Train a small DKPN, reconstruct a photo it has not seen, and judge it.",
+        description="Reconstruct a photo with the shipped weights, fine-tune them, judge both.",
     )
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="HDR images (.hdr, .exr); default: generated"
     )
     parser.add_argument(
-        "--minutes", type=float, default=4.0, help="of training, without validation (default: 4)"
+        "--minutes", type=float, default=1.0, help="of fine-tuning, without validation (default: 1)"
     )
     options = parser.parse_args(arguments)
-    config = demo_config(options.minutes)
-    leave_cores_to(config.train.workers)
     try:
-        evaluation = run_demo(options.out, options.data, config)
-    except (OSError, ValueError) as error:
+        options.out.mkdir(parents=True, exist_ok=True)
+        unseen = held_out_pairs(options.data)
+        model = load(device="cpu")
+        print("With the weights of the package:")
+        for path in show_photo(model, unseen[0], options.out):
+            print(f"  {path}")
+        print(f"Fine-tuning for {options.minutes:g} minutes:", flush=True)
+        config = demo_config(options.minutes, model.config)
+        tuned = fine_tune(options.out, options.data, config, model)
+        if tuned is None:
+            print("stopped; the same command goes on from here")
+            return 1
+        evaluation = judge({"DKPN": model, "fine-tuned": tuned}, unseen, options.out)
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"dkpn.demo: {error}", file=sys.stderr)
         return 2
-    if evaluation is None:
-        print("stopped; the same command goes on from here")
-        return 1
     print(evaluation.table())
-    gain = evaluation.mean("DKPN", "gain") - evaluation.mean(LDR, "gain")
-    print(f"\n{gain:+.2f} dB over the input in the gain column. Look at {options.out}:")
+    print(f"\nLook at {options.out}:")
     for path in sorted(path for path in options.out.iterdir() if path.is_file()):
         print(f"  {path}")
     return 0

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dkpn.color import WHITE_NITS, mu_law, pq_decode, pq_encode, pu21_encode
+from dkpn.color import (
+    LUMINANCE_WEIGHTS,
+    WHITE_NITS,
+    mu_law,
+    pq_decode,
+    pq_encode,
+    pu21_encode,
+)
 
 MIN_NITS = 0.005
 MAX_NITS = 4000.0
@@ -20,6 +27,10 @@ PSNR_CAP = 100.0  # dB
 CLIPPED_LEVEL = 0.98
 WELL_EXPOSED = (0.02, 0.98)
 MIN_GAIN_PIXELS = 100
+
+_SSIM_SIGMA = 1.5  # pixels
+_SSIM_RADIUS = 5  # pixels: a window of 11 x 11
+_SSIM_K = (0.01, 0.03)
 
 # sRGB primaries and white D65 (IEC 61966-2-1), rows X, Y, Z.
 _RGB_TO_XYZ = np.array(
@@ -58,9 +69,52 @@ def pu21_psnr(result: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = N
     >>> pu21_psnr(truth, truth)
     100.0
     """
-    _check_pair(result, truth, mask)
-    encoded = [_apply(pu21_encode, _to_nits(image)) for image in (result, truth)]
+    check_images(result, truth, mask)
+    encoded = [_apply(pu21_encode, to_nits(image)) for image in (result, truth)]
     return _psnr(encoded[0] - encoded[1], mask, PU21_PEAK)
+
+
+def pu21_ssim(result: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean structural similarity of the PU21-encoded luminances.
+
+    ``(2 m n + a) (2 c + b) / ((m² + n² + a) (v + w + b))``, averaged over all pixels, with the
+    means m and n, variances v and w and covariance c of both images in a Gaussian window of 11 x 11
+    pixels (standard deviation 1.5), a = (0.01 · 256)², b = (0.03 · 256)². Beyond the border the
+    nearest pixel is repeated.
+
+    Args:
+        result: (H, W, 3), linear, 1.0 = 203 cd/m².
+        truth: the same.
+
+    Returns:
+        No unit; 1 for the truth, at least -1.
+
+    Raises:
+        ValueError: shapes do not match, or a value is NaN.
+
+    References:
+        Wang, Bovik, Sheikh and Simoncelli, Image quality assessment: from error visibility to
+        structural similarity, IEEE TIP 13(4), 2004; luminance, dynamic range 256 and border as in
+        https://github.com/gfxdisp/pu21, which calls MATLAB's ``ssim``.
+
+    >>> truth = np.linspace(0.1, 0.9, 300).reshape(10, 10, 3)
+    >>> pu21_ssim(truth, truth)
+    1.0
+    """
+    check_images(result, truth)
+    first, second = (
+        _apply(pu21_encode, to_nits(image) @ np.array(LUMINANCE_WEIGHTS))
+        for image in (result, truth)
+    )
+    first_mean, second_mean = _window_mean(first), _window_mean(second)
+    variances = _window_mean(first**2) - first_mean**2 + _window_mean(second**2) - second_mean**2
+    covariance = _window_mean(first * second) - first_mean * second_mean
+    luminance_floor, contrast_floor = ((k * PU21_PEAK) ** 2 for k in _SSIM_K)
+    similarity = (2 * first_mean * second_mean + luminance_floor) * (
+        2 * covariance + contrast_floor
+    )
+    similarity /= (first_mean**2 + second_mean**2 + luminance_floor) * (variances + contrast_floor)
+    return float(similarity.mean())
 
 
 def mu_law_psnr(result: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> float:
@@ -82,8 +136,8 @@ def mu_law_psnr(result: np.ndarray, truth: np.ndarray, mask: np.ndarray | None =
     References:
         Kalantari and Ramamoorthi 2017 (see :func:`dkpn.color.mu_law`).
     """
-    _check_pair(result, truth, mask)
-    nits = [_to_nits(image) for image in (result, truth)]
+    check_images(result, truth, mask)
+    nits = [to_nits(image) for image in (result, truth)]
     peak = nits[1].max()
     encoded = [_apply(mu_law, np.minimum(image / peak, 1.0)) for image in nits]
     return _psnr(encoded[0] - encoded[1], mask, 1.0)
@@ -120,7 +174,7 @@ def fit_gain(result: np.ndarray, truth: np.ndarray, photo: np.ndarray) -> float:
         ValueError: shapes do not match, a value is not a number, fewer than 100 such pixels, or a
             result that has no gain above 0 there (all of it black, or negative).
     """
-    _check_pair(result, truth, None)
+    check_images(result, truth)
     if photo.shape != truth.shape:
         raise ValueError(f"photo: expected the truth's shape {truth.shape}, got {photo.shape}")
     codes = _code_values(photo)
@@ -166,9 +220,9 @@ def crf_correct(result: np.ndarray, truth: np.ndarray) -> np.ndarray:
         doi 10.1145/3528233.3530729; the scale of u'v' and the ridge follow
         https://github.com/gfxdisp/pu21.
     """
-    _check_pair(result, truth, None)
+    check_images(result, truth)
     # Rows of X, Y, Z and of u', v': BLAS is slow on columns so few.
-    measured = [_RGB_TO_XYZ @ _to_nits(image).reshape(-1, 3).T for image in (result, truth)]
+    measured = [_RGB_TO_XYZ @ to_nits(image).reshape(-1, 3).T for image in (result, truth)]
     source, target = (np.maximum(xyz, _MIN_XYZ) for xyz in measured)
     pq_source, pq_target = (_apply(pq_encode, xyz[1]) for xyz in (source, target))
     powers = np.stack([np.ones_like(pq_source), pq_source, pq_source**2, pq_source**2 * pq_source])
@@ -200,7 +254,24 @@ def _from_chromaticity(luminance: np.ndarray, chroma: np.ndarray) -> np.ndarray:
     return np.maximum(np.stack([x, luminance, z]), _MIN_XYZ)
 
 
-def _to_nits(image: np.ndarray) -> np.ndarray:
+def _window_mean(values: np.ndarray) -> np.ndarray:
+    """Average (H, W) with the Gaussian window of the structural similarity."""
+    offsets = np.arange(-_SSIM_RADIUS, _SSIM_RADIUS + 1)
+    weights = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    weights /= weights.sum()
+    height, width = values.shape
+    padded = np.pad(values, _SSIM_RADIUS, mode="edge")
+    rows = np.zeros((height, padded.shape[1]))
+    for offset, weight in enumerate(weights):
+        rows += weight * padded[offset : offset + height]
+    means = np.zeros((height, width))
+    for offset, weight in enumerate(weights):
+        means += weight * rows[:, offset : offset + width]
+    return means
+
+
+def to_nits(image: np.ndarray) -> np.ndarray:
+    """Return the light of an image on the display: float64, within 0.005 to 4000 cd/m²."""
     return np.clip(image.astype(np.float64) * WHITE_NITS, MIN_NITS, MAX_NITS)
 
 
@@ -223,7 +294,8 @@ def _psnr(difference: np.ndarray, mask: np.ndarray | None, peak: float) -> float
     return min(10 * math.log10(peak**2 / error), PSNR_CAP) if error > 0 else PSNR_CAP
 
 
-def _check_pair(result: np.ndarray, truth: np.ndarray, mask: np.ndarray | None) -> None:
+def check_images(result: np.ndarray, truth: np.ndarray, mask: np.ndarray | None = None) -> None:
+    """Raise ValueError where two images, and a mask of pixels, cannot be compared."""
     for name, image in (("result", result), ("truth", truth)):
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"{name}: expected shape (H, W, 3), got {image.shape}")

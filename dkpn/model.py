@@ -1,7 +1,9 @@
 """DKPN: preliminary result, guided encoder-decoder, decoupled head, and their filter."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -14,8 +16,9 @@ import kpnops.reference
 from dkpn.blocks import EncoderDecoder, PooledBranch, soft_masks
 from dkpn.color import srgb_to_linear
 from dkpn.config import DKPNConfig
-from dkpn.fused_head import predict_and_filter
-from dkpn.infer import Image, encoded_batch, in_layout_of
+from dkpn.heads import FeatureSpace, FilterHead
+from dkpn.infer import Image, image_planes, in_layout_of
+from dkpn.tiles import Tile, reconstruct_tiles, tile_side
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,10 @@ class DKPNOutput:
         masks: (B, 6, H, W) in [0, 1]: soft masks of over-, then of under-exposure, each for R, G,
             B.
         spatial_filter: (B, K², H, W), or (B, 3·K², H, W) with ``head="undecoupled"``: taps. None in
-            a network with ``head="fused"``, which never has them.
-        channel_filter: (B, 3, H, W) gains with ``head="gain"``, (B, 3, K²) with ``"per-image"``,
-            None with ``"undecoupled"``.
+            a network with ``head="fused"``, which never has them, or with ``"preliminary"``.
+        channel_filter: (B, 3, H, W) gains with ``head="gain"``, (B, 3, 3, H, W) matrices with
+            ``"mix"``, (B, 3, K²) with ``"per-image"``, (B, C, H, W) with ``"feature"``, None with
+            ``"undecoupled"`` and ``"preliminary"``.
     """
 
     result: Tensor
@@ -148,6 +152,9 @@ class DKPN(nn.Module):
     """
 
     DELTA_LEAK = 0.02  # sum of all taps but the centre one before training
+    POOLED_SIDE = (
+        512  # longest side that the pooled branch sees: that of training views, or near it
+    )
 
     def __init__(
         self,
@@ -164,6 +171,8 @@ class DKPN(nn.Module):
         self.stores_filters = head == "stored"
         self.pooled = PooledBranch(config.pooled_width)
         self.preliminary = InverseResponse(config)
+        if config.head == "preliminary":
+            return
         self.backbone = EncoderDecoder(
             12 * config.unshuffle**2,
             config.channels,
@@ -173,12 +182,37 @@ class DKPN(nn.Module):
             config.pooled_width,
         )
         self.head = FilterHead(config, self.DELTA_LEAK)
+        if config.head == "feature":
+            self.feature_space = FeatureSpace(config)
 
-    def forward(self, image: Tensor) -> DKPNOutput:
+    def pool(self, image: Tensor) -> Tensor:
+        """What the network knows of an image as a whole: it decides the response curve.
+
+        Args:
+            image: (B, 3, H, W) as for :meth:`forward`; one with a side above ``POOLED_SIDE`` is
+                reduced to it by averaging, since the network was trained on pictures of that size.
+
+        Returns:
+            (B, pooled_width), float32.
+        """
+        _check_image(image)
+        image = image.float()
+        height, width = image.shape[-2:]
+        longest = max(height, width)
+        if longest > self.POOLED_SIDE:
+            sides = (max(1, round(side * self.POOLED_SIDE / longest)) for side in (height, width))
+            image = F.interpolate(image, tuple(sides), mode="area")
+        # The branch that decides the curve for all pixels costs little in float32.
+        with torch.autocast(image.device.type, enabled=False):
+            return self.pooled(image)
+
+    def forward(self, image: Tensor, pooled: Tensor | None = None) -> DKPNOutput:
         """Reconstruct a batch, with everything that a loss may want.
 
         Args:
             image: (B, 3, H, W) with H, W ≥ 1, floating point, sRGB-encoded in [0, 1].
+            pooled: (B, pooled_width), from :meth:`pool`, of the whole image that ``image`` is a
+                tile of; by default that of ``image`` itself.
 
         Returns:
             The result and the steps to it.
@@ -189,13 +223,16 @@ class DKPN(nn.Module):
         """
         _check_image(image)
         config = self.config
+        if pooled is None:
+            pooled = self.pool(image)
         image = image.float()
         masks = soft_masks(image, config.mask_tau, config.mask_squared)
-        # Radiance spans more than half precision holds, so the curve and the filter stay in
-        # float32; so does the branch that decides the curve for all pixels, which costs little.
+        # Radiance spans more than half precision holds: the curve and the filter stay in float32.
         with torch.autocast(image.device.type, enabled=False):
-            pooled = self.pooled(image)
             log_preliminary = self.preliminary(image, pooled)
+        preliminary = log_preliminary.exp()
+        if config.head == "preliminary":
+            return DKPNOutput(preliminary, preliminary, masks, None, None)
         height, width = image.shape[-2:]
         features = torch.cat((image, 0.25 * log_preliminary + 0.5, masks), dim=1)
         features = _pad_to_multiple(features, config.size_multiple)
@@ -203,22 +240,65 @@ class DKPN(nn.Module):
         padded_masks = _pad_to_multiple(masks, config.size_multiple)
         folded_masks = F.avg_pool2d(padded_masks, config.unshuffle)
         features = self.backbone(features, folded_masks, pooled)
-        preliminary = log_preliminary.exp()
         if self.stores_filters:
             spatial_filter, channel_filter = self.head(features, pooled, (height, width))
-            result = self._filter(preliminary, spatial_filter, channel_filter)
+            if config.head == "feature":
+                lifted = self.feature_space.lift(log_preliminary, masks)
+                filtered = self._filter(lifted, spatial_filter, channel_filter)
+                result = self.feature_space.project(filtered, preliminary)
+            else:
+                result = self._filter(preliminary, spatial_filter, channel_filter)
         else:
             spatial_filter = None
             result, channel_filter = self.head.filtered(features, preliminary)
         return DKPNOutput(result, preliminary, masks, spatial_filter, channel_filter)
 
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "DKPN":
+        """Load a network from a folder in the Hugging Face layout.
+
+        Args:
+            folder: holds ``model.safetensors``, with ``config.json`` beside it.
+
+        Returns:
+            The network on the CPU, in evaluation mode.
+
+        Raises:
+            FileNotFoundError: there is no such folder, or no weights in it.
+            ValueError: the file is damaged, or does not fit its configuration.
+        """
+        from dkpn.checkpoint import load_weights
+
+        return load_weights(folder)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` to a folder, created if absent."""
+        from dkpn.checkpoint import save_weights
+
+        save_weights(Path(folder), self)
+
     @torch.no_grad()
-    def infer(self, image: Image) -> Image:
-        """Reconstruct an image as it comes from a file.
+    def infer(
+        self,
+        image: Image,
+        *,
+        panorama: bool = False,
+        max_memory: float | None = None,
+        progress: Callable[[float], object] | None = None,
+    ) -> Image:
+        """Reconstruct an image as it comes from a file, of any size.
+
+        An image too large for the memory is reconstructed in tiles, whose result is that of the
+        whole image, see :mod:`dkpn.tiles`. On a GPU the network runs in half precision; response
+        curve and filter stay in float32.
 
         Args:
             image: sRGB-encoded; numpy (H, W, 3), or torch (3, H, W) or (B, 3, H, W); uint8, uint16,
                 or floating point in [0, 1]. It may lie on another device than the network.
+            panorama: whether the left and right edge of the image meet.
+            max_memory: GiB that the network may take, beyond image and result; by default half of
+                what is free.
+            progress: called with the share of the image that is done.
 
         Returns:
             float32 of the same kind, layout and device: linear Rec.709, 1.0 = the photo's clip
@@ -226,121 +306,36 @@ class DKPN(nn.Module):
 
         Raises:
             TypeError: ``image`` is neither array nor tensor, or of another dtype.
-            ValueError: another layout, no pixels, NaN, or values outside [0, 1].
+            ValueError: another layout, no pixels, NaN, or values outside [0, 1]; too little memory
+                for the smallest tile.
         """
-        batch = encoded_batch(image).to(next(self.parameters()).device)
-        return in_layout_of(image, self(batch).result)
+        planes = image_planes(image)
+        device = next(self.parameters()).device
+        side = tile_side(self.config, max_memory, device)
+        results = torch.empty(planes.shape, dtype=torch.float32, device=planes.device)
+        for picture, result in zip(planes, results, strict=True):
+
+            def store(tile: Tile, core: Tensor, result: Tensor = result) -> None:
+                result[:, tile.top : tile.bottom, tile.left : tile.right] = core
+
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                reconstruct_tiles(
+                    self, picture, store, side=side, panorama=panorama, progress=progress
+                )
+        return in_layout_of(image, results)
 
     def _filter(
-        self, preliminary: Tensor, spatial_filter: Tensor, channel_filter: Tensor | None
+        self, image: Tensor, spatial_filter: Tensor, channel_filter: Tensor | None
     ) -> Tensor:
         fused = self.op == "fused"
         decoupled_filter = kpnops.decoupled_filter if fused else kpnops.reference.decoupled_filter
         return decoupled_filter(
-            preliminary,
+            image,
             spatial_filter,
             channel_filter,
             kernel_size=self.config.kernel_size,
             padding_mode="replicate",
         )
-
-
-class FilterHead(nn.Module):
-    """Turns features at the first scale into the spatial and the channel filter at full resolution.
-
-    Args:
-        config: the network's choices.
-        delta_leak: sum of all taps but the centre one before training.
-    """
-
-    def __init__(self, config: DKPNConfig, delta_leak: float) -> None:
-        super().__init__()
-        self.config = config
-        taps = config.kernel_size**2
-        self.groups = 3 if config.head == "undecoupled" else 1
-        per_pixel = self.groups * taps + (3 if config.head == "gain" else 0)
-        self.convolution = nn.Conv2d(
-            config.channels[0], per_pixel * config.unshuffle**2, 3, padding=1
-        )
-        # Zero weights give every pixel the same start; only this layer waits one step for it.
-        for parameter in self.convolution.parameters():
-            nn.init.zeros_(parameter)
-        self.per_image: nn.Linear | None = None
-        if config.head == "per-image":
-            self.per_image = nn.Linear(config.pooled_width, 3 * taps)
-            for parameter in self.per_image.parameters():
-                nn.init.zeros_(parameter)
-        delta = torch.full((taps,), delta_leak / max(taps - 1, 1))
-        delta[taps // 2] = 1.0
-        if config.taps == "softmax":
-            start = delta.log()
-        else:
-            start = torch.logit(delta / math.exp(config.max_log_gain))
-        start = start.repeat(self.groups)
-        self.register_buffer("start", rearrange(start, "t -> t 1 1"), persistent=False)
-
-    def forward(
-        self, features: Tensor, pooled: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Predict the filters.
-
-        Args:
-            features: (B, C, h, w) at the first scale.
-            pooled: (B, pooled_width) image vector.
-            size: height and width to crop to.
-
-        Returns:
-            spatial_filter (B, groups·K², H, W), and channel_filter (B, 3, H, W), (B, 3, K²) or
-            None.
-        """
-        numbers = F.pixel_shuffle(self.convolution(F.relu(features)), self.config.unshuffle)
-        numbers = numbers[..., : size[0], : size[1]]
-        taps = self.groups * self.config.kernel_size**2
-        logits = numbers[:, :taps] + self.get_buffer("start")
-        if self.config.taps == "softmax":
-            spatial_filter = torch.softmax(logits, dim=1)
-        else:
-            # exp(x) where it is small, with 2^max_gain_stops as its upper bound.
-            spatial_filter = math.exp(self.config.max_log_gain) * torch.sigmoid(logits)
-        if self.per_image is not None:
-            channel_filter = self._bounded_exp(self.per_image(pooled))
-            return spatial_filter, rearrange(channel_filter, "b (c t) -> b c t", c=3)
-        if self.config.head == "gain":
-            return spatial_filter, self._bounded_exp(numbers[:, taps:])
-        return spatial_filter, None
-
-    def filtered(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the filters and apply them without storing the spatial one.
-
-        Args:
-            features: (B, C, h, w) at the first scale.
-            image: (B, 3, H, W), what is filtered.
-
-        Returns:
-            The filtered image (B, 3, H, W), float32, and channel_filter (B, 3, H, W).
-        """
-        config, features = self.config, F.relu(features)
-        weight, bias = self.convolution.weight, self.convolution.bias
-        assert bias is not None
-        count = config.kernel_size**2 * config.unshuffle**2
-        numbers = F.conv2d(features, weight[count:], bias[count:], padding=1)
-        numbers = F.pixel_shuffle(numbers, config.unshuffle)
-        gain = self._bounded_exp(numbers[..., : image.shape[2], : image.shape[3]])
-        start = self.get_buffer("start").flatten().repeat_interleave(config.unshuffle**2)
-        result = predict_and_filter(
-            features,
-            weight[:count],
-            bias[:count] + start,
-            image,
-            config.kernel_size,
-            config.unshuffle,
-        )
-        return gain * result, gain
-
-    def _bounded_exp(self, value: Tensor) -> Tensor:
-        """``exp`` bounded smoothly to ``2^±max_gain_stops``, of slope 1 at 0."""
-        bound = self.config.max_log_gain
-        return torch.exp(bound * torch.tanh(value / bound))
 
 
 def _check_head(head: str, op: str, config: DKPNConfig) -> None:
@@ -373,4 +368,6 @@ def _check_image(image: Tensor) -> None:
 def _pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until both sizes are multiples; works down to 1 × 1."""
     height, width = image.shape[-2:]
-    return F.pad(image, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+    missing = (0, -width % multiple, 0, -height % multiple)
+    # A pad of nothing is a copy, and fails in compiled backward passes on CPUs (PyTorch 2.13).
+    return F.pad(image, missing, mode="replicate") if any(missing) else image

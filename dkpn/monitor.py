@@ -3,8 +3,9 @@
 import csv
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from dkpn.checkpoint import TrainingState
-from dkpn.color import linear_to_srgb, tone_map
+from dkpn.checkpoint import TrainingState, save_weights, write_json
+from dkpn.color import linear_to_srgb, srgb_to_linear, tone_map
 from dkpn.hdr_io import write_atomically, write_png
 from dkpn.losses import LossConfig, LossTerms, reconstruction_loss
-from dkpn.model import DKPN
+from dkpn.model import DKPN, DKPNOutput
+from dkpn.parallel import Processes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,14 +30,20 @@ COLUMNS: tuple[str, ...] = (
     "image",
     "clipped",
     "preliminary",
+    "multi_scale",
+    "gradient",
     "psnr",  # PU21-PSNR in dB after the fitted gain
+    "gradient_norm",  # L2 norm of all gradients together, before clipping
     "learning_rate",
     "seconds",  # of training so far
 )
 PICTURE_ROWS = 4  # validation images shown
 CELL = 360  # pixels, longest side of a picture in a table of pictures
+PANEL_CELL = 200  # the same for validation, which draws three rows an image, again and again
 COMPARISON_TITLES = ("photo", "preliminary", "result", "truth")
-TERMS = ("total", "image", "clipped", "preliminary", "psnr")
+PANEL_TITLES = ("photo", "preliminary", "mask", "result", "truth")
+EXPOSURES = (0.0, 2.0, 4.0)  # stops darker than the photo
+TERMS = ("total", "image", "clipped", "preliminary", "multi_scale", "gradient", "psnr")
 
 ValidationPair = tuple[str, np.ndarray, np.ndarray]
 
@@ -48,21 +56,42 @@ class Recorder:
         validation: (name, photo uint8 (H, W, 3), truth float32 (H, W, 3)) for each image.
         loss: of the validation.
         iteration: where the run starts or goes on; later rows of an older file are dropped.
+        processes: that train together; only the first one validates and writes.
+        tensorboard: write files for TensorBoard, too, into the folder ``tensorboard``.
+
+    Raises:
+        ModuleNotFoundError: TensorBoard is asked for and not installed.
     """
 
     def __init__(
-        self, out: Path, validation: Sequence[ValidationPair], loss: LossConfig, iteration: int
+        self,
+        out: Path,
+        validation: Sequence[ValidationPair],
+        loss: LossConfig,
+        iteration: int,
+        processes: Processes | None = None,
+        tensorboard: bool = False,
     ) -> None:
         self.out, self.validation, self.loss = out, validation, loss
+        self.processes = processes or Processes()
+        self.best, self.board = math.inf, None
+        self._numbers: list[Tensor] = []
+        if not self.processes.leads:
+            return
         self.metrics = MetricsFile(out / "metrics.csv", iteration)
-        self._terms: list[Tensor] = []
+        for row in read_metrics(self.metrics.path):
+            if row["split"] == "validation":
+                self.best = min(self.best, float(row["total"]))
+        if tensorboard:
+            self.board = _tensorboard(out / "tensorboard", iteration)
 
-    def add(self, terms: LossTerms) -> None:
-        """Remember the terms of one training step, without waiting for the device."""
-        self._terms.append(torch.stack([getattr(terms, name) for name in TERMS]))
+    def add(self, terms: LossTerms, gradient_norm: Tensor) -> None:
+        """Remember the numbers of one training step, without waiting for the device."""
+        numbers = [getattr(terms, name) for name in TERMS]
+        self._numbers.append(torch.stack([*numbers, gradient_norm]))
 
     def log(self, state: TrainingState, seconds: float, rate: float) -> tuple[float, float]:
-        """Write a training row with the means since the row before.
+        """Write a training row with the means, over all processes, since the row before.
 
         Args:
             state: of the training.
@@ -73,39 +102,92 @@ class Recorder:
             Mean loss and mean PU21-PSNR in dB.
 
         Raises:
-            ValueError: the loss is not finite.
+            FloatingPointError: the loss, or the norm of its gradient, is not finite.
         """
-        means = torch.stack(self._terms).mean(dim=0).tolist()
-        self._terms.clear()
-        if not math.isfinite(means[0]):
-            raise ValueError(
-                f"the loss is {means[0]} at iteration {state.iteration}; lower learning_rate (it "
-                f"is {rate:g}) and go on from the last checkpoint in {self.out / 'checkpoints'}"
-            )
-        self._write(state, "train", means, seconds, f"{rate:.4g}")
-        return means[0], means[-1]
+        means = torch.stack(self._numbers).mean(dim=0)
+        self._numbers.clear()
+        self.processes.average([means])
+        *numbers, norm = means.tolist()
+        for name, value in (("loss", numbers[0]), ("norm of the gradient", norm)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the {name} is {value} at iteration {state.iteration}; lower learning_rate "
+                    f"(it is {rate:g}) and go on from the last checkpoint in "
+                    f"{self.out / 'checkpoints'}"
+                )
+        row = {"gradient_norm": f"{norm:.6g}", "learning_rate": f"{rate:.4g}"}
+        self._write(state, "train", numbers, seconds, row)
+        return numbers[0], numbers[-1]
 
     def validate(self, state: TrainingState, seconds: float) -> None:
-        """Validate the averaged weights: a row, a plot, a picture, and a line on the terminal."""
-        if not self.validation:
+        """Validate the averaged weights: a row, a plot, a picture, and a line on the terminal.
+
+        The best weights so far, by ``total``, are written to the folder ``best``.
+
+        Args:
+            state: of the training.
+            seconds: of training so far.
+
+        Raises:
+            FloatingPointError: the loss of the validation is not finite.
+        """
+        if not self.validation or not self.processes.leads:
             return
         pictures = self.out / "validation"
         pictures.mkdir(exist_ok=True)
         picture = pictures / f"{state.iteration:08d}.png"
         means = validate(state.ema, self.validation, self.loss, picture)
-        self._write(state, "validation", means, seconds, "")
+        if not math.isfinite(means[0]):
+            raise FloatingPointError(
+                f"the loss of the validation is {means[0]} at iteration {state.iteration}; go on "
+                f"from the last checkpoint in {self.out / 'checkpoints'} with a lower learning_rate"
+            )
+        self._write(state, "validation", means, seconds, {})
         plot_metrics(self.metrics.path, self.out / "metrics.png")
+        if means[0] < self.best:
+            self.best = means[0]
+            save_weights(self.out / "best", state.ema)
+            numbers = {"iteration": state.iteration, **dict(zip(TERMS, means, strict=True))}
+            write_json(self.out / "best" / "validation.json", numbers)
         tqdm.write(
             f"iteration {state.iteration}: validation loss {means[0]:.3f}, "
             f"PU21-PSNR {means[-1]:.2f} dB"
         )
 
+    def close(self) -> None:
+        """Write what TensorBoard has not been given yet."""
+        if self.board is not None:
+            self.board.close()
+
     def _write(
-        self, state: TrainingState, split: str, means: list[float], seconds: float, rate: str
+        self,
+        state: TrainingState,
+        split: str,
+        means: Sequence[float],
+        seconds: float,
+        more: dict[str, str],
     ) -> None:
+        if not self.processes.leads:
+            return
         row: dict[str, str] = dict(zip(TERMS, (f"{mean:.6g}" for mean in means), strict=True))
         row |= {"iteration": str(state.iteration), "split": split, "seconds": f"{seconds:.1f}"}
-        self.metrics.append(row | {"learning_rate": rate})
+        row |= more
+        self.metrics.append(row)
+        if self.board is not None:
+            for name in (*TERMS, *more):
+                self.board.add_scalar(f"{name}/{split}", float(row[name]), state.iteration)
+
+
+def _tensorboard(folder: Path, iteration: int) -> Any:
+    """A writer for TensorBoard; what an older one wrote of later iterations is marked as gone."""
+    if find_spec("tensorboard") is None:
+        raise ModuleNotFoundError(
+            "tensorboard = true needs a package that is not installed: pip install tensorboard",
+            name="tensorboard",
+        )
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=iteration + 1 if iteration > 0 else None)
 
 
 @torch.inference_mode()
@@ -121,21 +203,20 @@ def validate(
         picture: PNG file to draw the first images into; its folder exists.
 
     Returns:
-        ``total``, ``image``, ``clipped``, ``preliminary`` and ``psnr`` (PU21, in dB).
+        The terms in the order of ``TERMS``; the last one is the PU21-PSNR in dB.
     """
     device = next(model.parameters()).device
     sums, rows = torch.zeros(len(TERMS), dtype=torch.float64), []
-    for _, photo_array, truth_array in validation:
+    for index, (_, photo_array, truth_array) in enumerate(validation):
         photo = rearrange(torch.from_numpy(photo_array), "h w c -> 1 c h w").to(device) / 255.0
         truth = rearrange(torch.from_numpy(truth_array), "h w c -> 1 c h w").to(device)
         output = model(photo)
         terms = reconstruction_loss(output, photo, truth, config)
         sums += torch.tensor([float(getattr(terms, name)) for name in TERMS], dtype=torch.float64)
-        if picture is not None and len(rows) < PICTURE_ROWS:
-            parts = (photo, output.preliminary, output.result, truth)
-            rows.append(comparison(*(part[0] for part in parts)))
+        if picture is not None and index < PICTURE_ROWS:
+            rows += panel(photo, output, truth)
     if picture is not None and rows:
-        write_pictures(picture, rows, COMPARISON_TITLES)
+        write_pictures(picture, rows, PANEL_TITLES, PANEL_CELL)
     return (sums / len(validation)).tolist()
 
 
@@ -162,11 +243,15 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a metrics file; none if the file does not exist."""
+    """Read the rows of a metrics file; none if the file does not exist.
+
+    A last row without an end, which a process has not finished writing, is left out.
+    """
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        whole = [line for line in file if line.endswith("\n")]
+    return list(csv.DictReader(whole))
 
 
 def _write_rows(path: Path, rows: list[dict[str, str]]) -> None:
@@ -221,24 +306,50 @@ def comparison(photo: Tensor, preliminary: Tensor, result: Tensor, truth: Tensor
     return torch.stack((photo, *side_by_side.chunk(3, dim=-1)))
 
 
+def panel(photo: Tensor, output: DKPNOutput, truth: Tensor) -> list[Tensor]:
+    """Show the steps from a photo to its result, at three exposures.
+
+    Args:
+        photo: (1, 3, H, W), sRGB-encoded in [0, 1].
+        output: of the network for ``photo``.
+        truth: (1, 3, H, W), linear, 1.0 = clip level.
+
+    Returns:
+        A row for each of ``EXPOSURES``, (5, 3, H, W), sRGB-encoded in [0, 1]: photo, preliminary
+        result, mask, result and truth. All but the mask are as a photo exposed that much darker; a
+        mask is white where a channel is over-, black where it is under-exposed.
+    """
+    over, under = output.masks[0].chunk(2)
+    mask = 0.5 + 0.5 * over - 0.5 * under
+    light = (srgb_to_linear(photo[0]), output.preliminary[0], output.result[0], truth[0])
+    rows = []
+    for stops in EXPOSURES:
+        first, preliminary, result, last = (darker(image, stops) for image in light)
+        rows.append(torch.stack((first, preliminary, mask, result, last)))
+    return rows
+
+
 def darker(image: Tensor, stops: float) -> Tensor:
     """Show an HDR image (3, H, W) as a photo exposed so many stops darker, sRGB, in [0, 1]."""
     return linear_to_srgb((image * 2.0**-stops).clamp(0.0, 1.0))
 
 
-def write_pictures(path: Path, rows: Sequence[Tensor], titles: Sequence[str]) -> None:
+def write_pictures(
+    path: Path, rows: Sequence[Tensor], titles: Sequence[str], cell: int = CELL
+) -> None:
     """Write a table of pictures as PNG, with a title over each column.
 
     Args:
         path: the file; its folder exists.
         rows: (columns, 3, H, W) each, sRGB-encoded in [0, 1]; sizes may differ between rows, and
-            what is larger than ``CELL`` pixels is shrunk.
+            what is larger than ``cell`` is shrunk.
         titles: one for each column.
+        cell: longest side of a picture, pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     gap, header, font = 6, 26, ImageFont.load_default(size=15)
-    cells = [[_thumbnail(picture) for picture in row] for row in rows]
+    cells = [[_thumbnail(picture, cell) for picture in row] for row in rows]
     width = max(row[0].width for row in cells) + gap
     height = header + sum(row[0].height + gap for row in cells)
     canvas = Image.new("RGB", (width * len(titles) - gap, height), "white")
@@ -253,11 +364,11 @@ def write_pictures(path: Path, rows: Sequence[Tensor], titles: Sequence[str]) ->
     write_png(path, np.array(canvas))
 
 
-def _thumbnail(picture: Tensor) -> "Image.Image":
-    """A picture (3, H, W), sRGB-encoded in [0, 1], shrunk to at most ``CELL`` pixels a side."""
+def _thumbnail(picture: Tensor, cell: int) -> "Image.Image":
+    """A picture (3, H, W), sRGB-encoded in [0, 1], shrunk to at most ``cell`` pixels a side."""
     from PIL import Image
 
     array = rearrange((picture * 255.0).round().byte().cpu(), "c h w -> h w c").numpy()
     thumbnail = Image.fromarray(array)
-    thumbnail.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
     return thumbnail

@@ -1,7 +1,10 @@
-"""The pace of a training: when it ends, and the learning rate on the way."""
+"""The pace of a training: when it ends or stops, and the learning rate on the way."""
 
+import contextlib
 import math
+import signal
 import time
+from collections.abc import Iterator
 
 from dkpn.config import TrainConfig
 
@@ -42,3 +45,50 @@ class Clock:
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.progress(iteration))))
         final = settings.final_learning_rate
         return settings.learning_rate * warmup * (final + (1.0 - final) * cosine)
+
+
+class StopRequest:
+    """Says whether the loop should end after this iteration; signals and tests set it.
+
+    ``number`` is the signal that asked for it, 0 as long as none did.
+    """
+
+    AGAIN = 1.0  # seconds after which another Ctrl-C is meant as another one
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @property
+    def requested(self) -> bool:
+        """Whether a stop has been asked for."""
+        return self.number != 0
+
+    def after(self, iteration: int) -> int:
+        """The signal that asked to stop, now that ``iteration`` steps are done; 0: none."""
+        return self.number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM ask for a stop.
+
+        Another Ctrl-C interrupts at once. Another SIGTERM does nothing, nor does a Ctrl-C within
+        one second: ``torchrun`` passes on what its processes have received already.
+        """
+        usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        asked = math.inf
+
+        def ask(number: int, frame: object) -> None:
+            nonlocal asked
+            now = time.monotonic()
+            asked = min(asked, now)
+            self.number = max(self.number, number)
+            if number == signal.SIGINT and now - asked > self.AGAIN:
+                raise KeyboardInterrupt
+
+        for number in usual:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in usual.items():
+                signal.signal(number, handler)

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -14,16 +13,11 @@ from dkpn.camera import (
     develop,
     expose,
     inverse_response_curve,
-    jpeg_decode,
-    jpeg_encode,
-    jpeg_roundtrip,
     response_curve,
     sample_camera,
     to_code_values,
 )
 from dkpn.color import linear_to_srgb
-
-pytest.importorskip("PIL.Image", reason="Pillow makes the JPEG files")
 
 BASE = Camera(
     exposure=0.5,
@@ -342,52 +336,9 @@ def test_develop_on_the_gpu_gives_the_same_codes(camera):
     assert torch.equal(develop(hdr.cuda(), camera), develop(hdr.cuda(), camera))
 
 
-# --- JPEG ---------------------------------------------------------------------------------------
-
-
-def code_values() -> np.ndarray:
-    return to_code_values(develop(as_tensor(scene()), BASE))
-
-
 def test_code_values_are_what_develop_gave():
     developed = develop(as_tensor(scene()), BASE)
     codes = to_code_values(developed)
     assert codes.dtype == np.uint8
     assert codes.shape == (48, 64, 3)
     assert torch.equal(as_tensor(codes).float() / 255, developed)
-
-
-def test_jpeg_loses_less_at_higher_quality():
-    y, x = np.mgrid[:48, :64]
-    codes = np.stack([2 * y + x, 128 + 0 * x, 3 * x], axis=2).clip(0, 255).astype(np.uint8)
-    errors = []
-    for quality in (30, 60, 90, 100):
-        decoded = jpeg_roundtrip(codes, quality)
-        assert decoded.shape == codes.shape
-        assert decoded.dtype == np.uint8
-        assert decoded.flags.writeable
-        errors.append(np.abs(decoded.astype(float) - codes).mean())
-    assert errors == sorted(errors, reverse=True)
-    data = jpeg_encode(codes, 90)
-    assert np.array_equal(jpeg_decode(data), jpeg_roundtrip(codes, 90))
-    assert data[:2] == b"\xff\xd8"
-
-
-@pytest.mark.parametrize(
-    ("image", "quality", "error", "message"),
-    [
-        (np.zeros((4, 4, 3)), 90, TypeError, "image: expected a uint8 numpy array, got float64"),
-        (None, 90, TypeError, "image: expected a uint8 numpy array, got NoneType"),
-        (np.zeros((4, 4), np.uint8), 90, ValueError, r"image: expected shape \(H, W, 3\)"),
-        (np.zeros((4, 4, 3), np.uint8), 0, ValueError, "quality: expected 1 to 100, got 0"),
-    ],
-)
-def test_jpeg_refuses_other_arguments(image, quality, error, message):
-    with pytest.raises(error, match=message):
-        jpeg_roundtrip(image, quality)
-
-
-def test_missing_pillow_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "PIL.Image", None)
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "kpnops\[dkpn\]"'):
-        jpeg_roundtrip(np.zeros((4, 4, 3), np.uint8), 90)

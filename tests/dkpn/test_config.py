@@ -16,7 +16,7 @@ def test_defaults_fit_the_network_into_five_million_parameters():
     [
         ("kernel_size", 4),
         ("kernel_size", -1),
-        ("head", "mix"),
+        ("head", "mixed"),
         ("taps", "none"),
         ("max_gain_stops", 0.0),
         ("mask_tau", 0.0),
@@ -86,8 +86,21 @@ def test_differences_name_both_values():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("iterations", 0), ("batch_size", -1), ("ema_decay", 1.0), ("minutes", 0.0), ("workers", -1)],
+    [
+        ("iterations", 0),
+        ("batch_size", -1),
+        ("ema_decay", 1.0),
+        ("minutes", 0.0),
+        ("accumulate", 0),
+        ("precision", "float16"),
+        ("head", "both"),
+    ],
 )
 def test_training_values_out_of_range_name_field_and_value(field, value):
     with pytest.raises(ValueError, match=f"{field}.*{value}"):
         dataclasses.replace(TrainConfig(), **{field: value})
+
+
+def test_a_batch_that_has_no_equal_parts_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size.*accumulate = 3, got 8"):
+        TrainConfig(batch_size=8, accumulate=3)

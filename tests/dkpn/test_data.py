@@ -1,38 +1,25 @@
-import dataclasses
 import hashlib
 import io
-import os
-import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from torch.utils.data import DataLoader
 
-from dkpn.camera import CameraConfig, inverse_response_curve, jpeg_decode
 from dkpn.data import (
-    DataConfig,
-    TrainingPairs,
     evaluation_pairs,
     find_images,
-    load_images,
+    load_scenes,
     make_evaluation_pair,
+    make_validation_pair,
     scene_name,
-    shrink_area,
     split_by_scene,
     validation_pairs,
 )
 from dkpn.hdr_io import write_hdr
+from dkpn.jpeg import jpeg_decode
 from dkpn.scenes import generate_scenes
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow makes the JPEG files")
-
-PLAIN = DataConfig(crop_size=16, max_shrink=1.0, flip=False, rotate=False, white_balance=0.0)
-SRGB_CAMERA = CameraConfig(
-    curve_weights=(0.0, 0.0, 1.0), clip_below=(0.0, 0.0), jpeg_quality=(100, 100)
-)
-HDR_DATA = Path(os.environ.get("KPNOPS_HDR_DATA", "../shared/hdr"))
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +105,11 @@ def test_load_images_in_order_without_negative_values(tmp_path):
     files = [tmp_path / f"{i}.exr" for i in range(5)]
     for path, array in zip(files, arrays, strict=True):
         write_hdr(path, array)
-    loaded = load_images(files, threads=3)
+    loaded = load_scenes(files, threads=3)
     arrays[2][0, 0, 0] = 0
     for actual, expected in zip(loaded, arrays, strict=True):
-        assert np.array_equal(actual, expected)
-        assert not actual.flags.writeable
+        assert np.array_equal(actual.pixels, expected)
+        assert not actual.pixels.flags.writeable
 
 
 def test_load_images_refuses_infinity_by_name(tmp_path):
@@ -131,177 +118,7 @@ def test_load_images_refuses_infinity_by_name(tmp_path):
     array[0, 0] = np.inf
     write_hdr(tmp_path / "sun.exr", array)
     with pytest.raises(ValueError, match=r"sun\.exr: expected finite values, got 3 of NaN or inf"):
-        load_images([tmp_path / "sun.exr"])
-
-
-# --- training pairs -----------------------------------------------------------------------------
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
-
-
-def test_a_pair_depends_on_seed_and_index_alone(images):
-    config = DataConfig(crop_size=16)
-    pairs = TrainingPairs(images, config, seed=1)
-    state = torch.get_rng_state()
-    forward = [pairs[index] for index in range(10)]
-    backward = [pairs[index] for index in reversed(range(10))][::-1]
-    copied = pickle.loads(pickle.dumps(pairs))
-    for index in range(10):
-        assert equal(forward[index], backward[index])
-        assert equal(forward[index], copied[index])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not equal(pairs[0], pairs[4])
-    assert not equal(pairs[0], TrainingPairs(images, config, seed=2)[0])
-
-
-def test_pairs_come_out_of_a_loader(images):
-    pairs = TrainingPairs(images, DataConfig(crop_size=16), length=6)
-    batches = list(DataLoader(pairs, batch_size=4))
-    assert [batch["input"].shape[0] for batch in batches] == [4, 2]
-    assert torch.equal(batches[1]["target"][1], pairs[5]["target"])
-    assert len(list(pairs)) == 6
-
-
-def test_every_image_is_shown_once_before_any_is_shown_again():
-    # Grey levels cannot tell images apart after the exposure; hues can.
-    images = []
-    for hue in range(6):
-        image = generate_scenes(1, 16, seed=hue)[0]
-        image[..., 2] = (hue + 1) * image[..., 0]
-        images.append(image)
-    pairs = TrainingPairs(images, PLAIN)
-    orders = []
-    for epoch in range(3):
-        targets = [pairs[epoch * 6 + position]["target"] for position in range(6)]
-        orders.append([round((t[2].mean() / t[0].mean()).item()) - 1 for t in targets])
-    assert all(sorted(order) == list(range(6)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
-
-
-def test_target_is_an_exposed_crop_and_input_its_photo(images):
-    pair = TrainingPairs(images[:1], PLAIN, camera=SRGB_CAMERA)[0]
-    photo, target = pair["input"], pair["target"]
-    assert photo.shape == target.shape == (3, 16, 16)
-    assert photo.dtype == target.dtype == torch.float32
-    assert torch.equal((photo * 255).round() / 255, photo)
-    crops = np.lib.stride_tricks.sliding_window_view(images[0], (16, 16, 3))[:, :, 0]
-    ratios = target.permute(1, 2, 0).numpy() / crops
-    constant = ratios.std(axis=(2, 3, 4)) / ratios.mean(axis=(2, 3, 4)) < 1e-6
-    assert constant.sum() == 1  # it is one of the crops, times one number
-    above = (target.amax(dim=0) > 1).float().mean().item()
-    assert 0.02 - 1 / 256 <= above <= 0.2 + 1 / 256
-    # JPEG of noise-like scenes is wrong by some codes; aligned images agree all the same.
-    decoded = inverse_response_curve(photo, srgb_camera())
-    correlation = np.corrcoef(decoded.flatten(), target.clamp(0, 1).flatten())[0, 1]
-    assert correlation > 0.9
-
-
-def srgb_camera():
-    camera = make_evaluation_pair(generate_scenes(1, 16)[0], "a.hdr").camera
-    return dataclasses.replace(camera, curve="srgb", black_point=0.0)
-
-
-def test_augmentation_flips_and_turns():
-    ramp = np.linspace(0.1, 1.0, 16, dtype=np.float32)
-    image = np.stack(
-        [np.broadcast_to(ramp, (16, 16)), np.broadcast_to(ramp[:, None] ** 2, (16, 16))]
-    )
-    image = np.ascontiguousarray(np.stack([image[0], image[1], image[0] * image[1]], axis=2))
-    config = dataclasses.replace(PLAIN, flip=True, rotate=True)
-    views = {
-        np.ascontiguousarray(np.rot90(flipped, turns)).tobytes()
-        for flipped in (image, image[:, ::-1])
-        for turns in range(4)
-    }
-    assert len(views) == 8
-    pairs = TrainingPairs([image], config)
-    shown = set()
-    for index in range(100):  # each of the eight is missed with a probability of 2e-6
-        crop = pairs._crop(image, np.random.default_rng(index))
-        shown.add(np.ascontiguousarray(crop).tobytes())
-    assert shown == views
-
-
-def test_white_balance_is_bounded(images):
-    config = dataclasses.replace(PLAIN, crop_size=24, white_balance=0.5)
-    pairs = TrainingPairs(images, config)
-    image = images[0][:, :24]
-    gains = []
-    for seed in range(50):
-        crop = pairs._crop(image, np.random.default_rng(seed))
-        gain = crop / image
-        assert np.allclose(gain, gain[0, 0], rtol=1e-6)
-        gains.append(np.log2(gain[0, 0]))
-    assert np.abs(gains).max() <= 0.5 + 1e-6
-    assert np.abs(gains).max() > 0.4
-
-
-def test_crops_without_light_are_drawn_again():
-    image = np.zeros((64, 64, 3), dtype=np.float32)
-    image[:24, :24] = generate_scenes(1, 24)[0]
-    pairs = TrainingPairs([image], dataclasses.replace(PLAIN, max_shrink=2.0))
-    for pair in pairs[0], pairs[1], pairs[2], pairs[3]:
-        assert pair["target"].max() >= 1
-
-
-@pytest.mark.parametrize(
-    ("images", "options", "message"),
-    [
-        ([], {}, "images: expected at least one"),
-        (
-            [np.ones((16, 15, 3), np.float32)],
-            {},
-            r"images\[0\]: .*at least crop_size = 16, got \(16",
-        ),
-        ([np.ones((16, 16), np.float32)], {}, r"images\[0\]: expected shape \(H, W, 3\)"),
-        ([np.zeros((16, 16, 3), np.float32)], {}, r"images\[0\]: expected light in it"),
-        ([np.ones((16, 16, 3), np.float32)], {"seed": -1}, "seed: expected an integer of at least"),
-    ],
-)
-def test_pairs_refuse_unusable_images(images, options, message):
-    with pytest.raises(ValueError, match=message):
-        TrainingPairs(images, PLAIN, **options)
-
-
-def test_negative_indices_are_refused(images):
-    with pytest.raises(IndexError, match="index: expected at least 0, got -1"):
-        TrainingPairs(images, PLAIN)[-1]
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"crop_size": 7}, {"max_shrink": 0.9}, {"white_balance": -0.1}]
-)
-def test_config_refuses_numbers_out_of_range(arguments):
-    (name,) = arguments
-    with pytest.raises(ValueError, match=f"^{name}: expected"):
-        DataConfig(**arguments)
-
-
-# --- shrinking ----------------------------------------------------------------------------------
-
-
-def test_shrinking_by_whole_numbers_is_the_mean_of_boxes():
-    image = np.random.default_rng(0).random((12, 20, 3), dtype=np.float32)
-    expected = image.reshape(4, 3, 5, 4, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(shrink_area(image, (4, 5)), expected, rtol=1e-5)  # float32 sums
-    assert np.array_equal(shrink_area(image, (12, 20)), image)
-
-
-@pytest.mark.parametrize("size", [(7, 11), (12, 1), (1, 19), (11, 20)])
-def test_shrinking_by_fractions_averages_the_area_covered(size):
-    image = np.random.default_rng(0).random((12, 20, 3), dtype=np.float32)
-    # Each pixel drawn as many times as the new size has pixels makes the ratio a whole number.
-    fine = image.repeat(size[0], axis=0).repeat(size[1], axis=1).astype(np.float64)
-    expected = fine.reshape(size[0], 12, size[1], 20, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(shrink_area(image, size), expected, rtol=1e-5)  # float32 sums
-
-
-@pytest.mark.parametrize("size", [(13, 5), (5, 21), (0, 5)])
-def test_shrinking_does_not_enlarge(size):
-    with pytest.raises(ValueError, match="size: expected 1 to 12 and 1 to 20"):
-        shrink_area(np.ones((12, 20, 3), np.float32), size)
+        load_scenes([tmp_path / "sun.exr"])
 
 
 # --- evaluation pairs ---------------------------------------------------------------------------
@@ -344,7 +161,7 @@ def test_evaluation_pair_of_a_black_image_names_it():
 def test_evaluation_pairs_of_a_folder(folder):
     pairs = list(evaluation_pairs(folder))
     assert [pair.name for pair in pairs] == ["hall__crop0", "lake__crop0", "lake__crop1", "street"]
-    street = load_images([folder / "sub" / "street.exr"])[0]
+    street = load_scenes([folder / "sub" / "street.exr"])[0].pixels
     assert pairs[3].camera == make_evaluation_pair(street, "sub/street.exr").camera
     some = validation_pairs(folder, [folder / "sub" / "street.exr"])
     assert [name for name, _, _ in some] == ["street"]
@@ -352,19 +169,28 @@ def test_evaluation_pairs_of_a_folder(folder):
     assert np.array_equal(some[0][2], pairs[3].target)
 
 
+def test_validation_pairs_are_evaluation_pairs_bit_for_bit(folder):
+    """Their JPEG is made in PyTorch, that of the evaluation by Pillow."""
+    validation = validation_pairs(folder)
+    for pair, (name, photo, truth) in zip(evaluation_pairs(folder), validation, strict=True):
+        assert name == pair.name
+        assert photo.dtype == np.uint8
+        assert photo.flags.c_contiguous
+        assert np.array_equal(photo, pair.input)
+        assert np.array_equal(truth, pair.target)
+    single = make_validation_pair(generate_scenes(1, (37, 50))[0], "a/b.exr")
+    pair = make_evaluation_pair(generate_scenes(1, (37, 50))[0], "a/b.exr")
+    assert single[0] == "b"
+    assert np.array_equal(single[1], pair.input)
+    assert np.array_equal(single[2], pair.target)
+
+
+def test_validation_pair_of_a_black_image_names_it():
+    with pytest.raises(ValueError, match=r"a/b\.exr: hdr: expected an image with finite light"):
+        make_validation_pair(np.zeros((8, 8, 3), np.float32), "a/b.exr")
+
+
 def test_equal_stems_are_refused(folder):
     (folder / "street.hdr").touch()
     with pytest.raises(ValueError, match=r"sub/street\.exr: has the same stem as .*street\.hdr"):
         evaluation_pairs(folder)
-
-
-@pytest.mark.skipif(not HDR_DATA.is_dir(), reason=f"no HDR pictures in {HDR_DATA}")
-def test_real_pictures_make_pairs():
-    pytest.importorskip("imagecodecs", reason="the codec of .hdr files")
-    files = find_images(HDR_DATA / "train")[::40]
-    pairs = TrainingPairs(load_images(files), DataConfig(crop_size=128))
-    for pair in pairs:
-        assert torch.isfinite(pair["target"]).all()
-        assert (pair["target"] >= 0).all()
-        above = (pair["target"].amax(dim=0) > 1).float().mean().item()
-        assert 0.02 - 1e-3 <= above <= 0.2 + 1e-3

@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import math
 import os
@@ -7,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dkpn.columns import COLUMNS, DEFAULT, JUDGED
 from dkpn.data import EvaluationPair, evaluation_pairs, make_evaluation_pair
-from dkpn.evaluate import (
-    CAMERA_ORACLE,
-    COLUMNS,
-    LDR,
-    Evaluation,
-    bootstrap_over_scenes,
-    evaluate,
-)
+from dkpn.evaluate import evaluate, preliminary_only
+from dkpn.infer import encoded_batch
+from dkpn.model import DKPN
+from dkpn.pairs import OwnPair, SavedResults
+from dkpn.report import CAMERA_ORACLE, LDR, Evaluation
 from dkpn.scenes import generate_scenes
 
 pytest.importorskip("PIL.Image", reason="Pillow makes the JPEG files")
@@ -57,7 +55,7 @@ def evaluation(pairs) -> Evaluation:
 
 
 @pytest.mark.parametrize("method", ["truth", "scaled"])
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", JUDGED)
 def test_the_truth_passes_on_every_image_in_every_column(evaluation, method, column):
     assert evaluation.values(method, column).min() > PASSES
 
@@ -92,18 +90,13 @@ def test_the_references_are_what_they_say(pairs, evaluation):
     assert evaluation.mean(CAMERA_ORACLE, "clipped") < ceiling + 1
 
 
-def test_an_image_without_clipped_pixels_has_an_empty_cell(pairs, tmp_path):
+def test_an_image_without_clipped_pixels_has_an_empty_cell(pairs):
     dark = np.minimum(pairs[0].input, 200)
     unclipped = dataclasses.replace(pairs[0], name="dark", input=dark)
     result = evaluate([unclipped, pairs[1]], {})
     values = result.values(LDR, "clipped")
     assert math.isnan(values[0])
     assert result.mean(LDR, "clipped") == values[1]
-    result.write_csv(tmp_path / "a.csv")
-    with (tmp_path / "a.csv").open(newline="") as file:
-        row = next(csv.DictReader(file))
-    assert row["clipped"] == row["clipped_crf"] == ""
-    assert float(row["gain"]) > 0
     nothing = evaluate([unclipped], {})
     assert math.isnan(nothing.mean(LDR, "clipped"))
     assert "nan" not in nothing.table()
@@ -113,6 +106,113 @@ def test_fewer_than_100_usable_pixels_name_the_image(pairs):
     burnt = dataclasses.replace(pairs[0], input=np.full_like(pairs[0].input, 255))
     with pytest.raises(ValueError, match=r"image 'scene0__crop0', method 'LDR': .* at least 100"):
         evaluate([burnt], {})
+
+
+# --- columns ------------------------------------------------------------------------------------
+
+
+def test_the_judged_columns_are_always_measured_and_others_on_request(pairs):
+    result = evaluate(pairs[:1], {}, metrics=["ssim_crf"])
+    assert result.columns == ("ssim_crf",)
+    assert set(result.measurements[0].scores) == {*JUDGED, "mu_law", "ssim_crf"}
+    assert evaluate(pairs[:1], {}).columns == DEFAULT
+
+
+def test_the_correction_undoes_a_bent_curve_in_its_columns_alone(evaluation):
+    gain, corrected, clipped, clipped_corrected = (
+        evaluation.mean("bent", column) for column in JUDGED
+    )
+    # A power of luminance is near enough to a cubic in PQ that most of the error goes.
+    assert corrected > gain + 10
+    assert clipped_corrected > clipped + 10
+
+
+def test_the_structural_similarity_orders_the_methods(evaluation):
+    assert evaluation.values("truth", "ssim").min() > 1 - 1e-6
+    order = [evaluation.mean(method, "ssim") for method in ("truth", "clipped truth", LDR)]
+    assert order == sorted(order, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["crf", "ssim"])
+def test_a_measure_without_a_number_is_an_error(pairs, monkeypatch, name):
+    broken = dataclasses.replace(COLUMNS[name], measure=lambda *_: math.nan)
+    monkeypatch.setitem(COLUMNS, name, broken)
+    with pytest.raises(ValueError, match=f"'scene0__crop0', method 'LDR': {name}: .* gave nan"):
+        evaluate(pairs, {})
+
+
+# --- the network, files and own pairs -----------------------------------------------------------
+
+
+def test_preliminary_only_is_the_networks_own_preliminary_result(pairs):
+    torch.manual_seed(0)
+    model = DKPN()
+    for parameter in model.parameters():  # an untrained curve would be sRGB's for every photo
+        torch.nn.init.normal_(parameter, std=0.05)
+    large = np.tile(pairs[0].input, (1, 8, 1))  # a side above what the pooled branch sees
+    assert large.shape[1] > model.POOLED_SIDE
+    for photo in (pairs[0].input, large):
+        with torch.no_grad():
+            expected = model(encoded_batch(photo)).preliminary
+        actual = preliminary_only(model)(photo)
+        np.testing.assert_array_equal(actual, expected[0].permute(1, 2, 0).numpy())
+        assert not np.allclose(actual, model.infer(photo))
+
+
+def test_results_in_files_are_judged_as_those_of_a_method(pairs, tmp_path):
+    truth = Truth(pairs)
+    for pair in pairs[:2]:
+        np.save(tmp_path / f"{pair.name}.npy", pair.target.astype(np.float32) ** 1.4)
+    results = {"saved": SavedResults(tmp_path)}
+    methods = {"live": lambda photo: truth(photo) ** np.float32(1.4)}
+    judged = evaluate(pairs[:2], methods, results=results)
+    assert judged.methods == (LDR, CAMERA_ORACLE, "live", "saved")
+    for column in DEFAULT:
+        np.testing.assert_array_equal(judged.values("saved", column), judged.values("live", column))
+    assert np.isnan(judged.values("saved", "seconds")).all()  # reading a file is not the method
+    assert np.isfinite(judged.values("live", "seconds")).all()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a[1:], r"expected shape \(64, 80, 3\), got \(63, 80, 3\)"),
+        (lambda a: np.where(a == a.max(), np.nan, a), "expected finite values"),
+        (lambda a: 0 * a, "expected light in the well-exposed pixels"),
+    ],
+)
+def test_wrong_results_in_files_name_the_file(pairs, tmp_path, spoil, message):
+    file = tmp_path / f"{pairs[0].name}.npy"
+    np.save(file, spoil(pairs[0].target))
+    with pytest.raises(ValueError, match=rf"{re.escape(str(file))}.* 'other': .*{message}"):
+        evaluate(pairs[:1], {}, results={"other": SavedResults(tmp_path)})
+
+
+def test_a_missing_result_names_the_file(pairs, tmp_path):
+    np.save(tmp_path / f"{pairs[0].name}.npy", pairs[0].target)
+    with pytest.raises(FileNotFoundError, match=r"scene0__crop1\.exr: no such file"):
+        evaluate(pairs[:2], {}, results={"other": SavedResults(tmp_path)})
+
+
+def own(pair: EvaluationPair) -> OwnPair:
+    return OwnPair(pair.name, pair.scene, pair.input, pair.target, scale=1.0)
+
+
+def test_own_pairs_have_no_camera_oracle(pairs):
+    known = evaluate(pairs[:3], {"truth": Truth(pairs)})
+    judged = evaluate([own(pair) for pair in pairs[:3]], {"truth": Truth(pairs)})
+    assert judged.methods == (LDR, "truth")
+    np.testing.assert_array_equal(judged.values(LDR, "gain"), known.values(LDR, "gain"))
+    table = judged.table()
+    assert "no camera oracle row" in table
+    assert f"| {CAMERA_ORACLE}" not in table
+
+
+def test_pairs_of_both_kinds_are_not_mixed(pairs, tmp_path):
+    with pytest.raises(ValueError, match="'scene0__crop1' is a pair of another kind"):
+        evaluate([pairs[0], own(pairs[1])], {})
+    with pytest.raises(ValueError, match="save_inputs: the inputs of own pairs are files"):
+        evaluate([own(pairs[0])], {}, save_inputs=tmp_path)
 
 
 # --- results that are no results ----------------------------------------------------------------
@@ -161,44 +261,16 @@ def test_names_that_would_be_mistaken(pairs):
     for name in (LDR, CAMERA_ORACLE):
         with pytest.raises(ValueError, match=f"methods: '{name}' is the name of a reference row"):
             evaluate(pairs, {name: Truth(pairs)})
+    saved = SavedResults.__new__(SavedResults)
+    with pytest.raises(ValueError, match="methods: two are named 'net'"):
+        evaluate(pairs, {"net": Truth(pairs)}, results={"net": saved})
     with pytest.raises(ValueError, match="data: two images are named 'scene0__crop0'"):
         evaluate([pairs[0], pairs[0]], {})
     with pytest.raises(ValueError, match="data: expected at least one image"):
         evaluate([], {})
 
 
-# --- what is written ----------------------------------------------------------------------------
-
-
-def test_csv_has_one_line_for_each_image_and_method(evaluation, pairs, tmp_path):
-    evaluation.write_csv(tmp_path / "a.csv")
-    with (tmp_path / "a.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == len(pairs) * 6
-    assert [(row["image"], row["method"]) for row in rows[:2]] == [
-        ("scene0__crop0", LDR),
-        ("scene0__crop0", CAMERA_ORACLE),
-    ]
-    assert {row["scene"] for row in rows} == {"scene0", "scene1", "scene2"}
-    written = [float(row["crf"]) for row in rows if row["method"] == "bent"]
-    assert written == evaluation.values("bent", "crf").tolist()
-    with pytest.raises(FileNotFoundError, match="create it first"):
-        evaluation.write_csv(tmp_path / "no" / "a.csv")
-
-
-def test_table_shows_the_means_and_the_differences(evaluation):
-    table = evaluation.table()
-    assert "mean of 6 images of 3 scenes" in table
-    rows = [line for line in table.splitlines() if line.startswith("|")]
-    assert len({len(line) for line in rows[:8]}) == 1  # aligned
-    for method in evaluation.methods:
-        (line,) = [line for line in rows[2:8] if line.startswith(f"| {method} ")]
-        shown = [float(cell) for cell in re.findall(r"-?\d+\.\d\d(?= )", line)]
-        assert shown == [round(evaluation.mean(method, column), 2) for column in COLUMNS]
-    differences = rows[8:]
-    assert not any(line.startswith(f"| {LDR} ") for line in differences)
-    over = evaluation.over("truth", "gain")
-    assert f"{over.mean:+.2f} [{over.low:+.2f}, {over.high:+.2f}]" in table
+# --- folders and files ---------------------------------------------------------------------------
 
 
 def test_inputs_are_saved_as_they_were(pairs, tmp_path):
@@ -223,42 +295,6 @@ def test_a_folder_is_evaluated_by_its_files(tmp_path):
         evaluate(tmp_path / "no", {})
 
 
-def test_unknown_methods_are_named(evaluation):
-    with pytest.raises(ValueError, match=r"method: expected one of LDR, camera oracle, .* got 'x'"):
-        evaluation.mean("x", "gain")
-
-
-# --- the bootstrap ------------------------------------------------------------------------------
-
-
-def test_bootstrap_resamples_scenes_not_images():
-    rng = np.random.default_rng(0)
-    of_scene = rng.standard_normal(30)
-    scenes = np.repeat([f"s{i}" for i in range(30)], 10)
-    values = np.repeat(of_scene, 10)
-    over = bootstrap_over_scenes(values, scenes)
-    assert over.mean == pytest.approx(of_scene.mean())
-    # Ten crops that say the same say it once: the width is that of 30 values, not of 300. The
-    # factor covers the percentile bootstrap's own error at 30 scenes.
-    half_width = 1.96 * of_scene.std() / np.sqrt(30)
-    assert (over.high - over.low) / 2 == pytest.approx(half_width, rel=0.1)
-    assert bootstrap_over_scenes(values, scenes) == over
-
-
-def test_bootstrap_weighs_images_equally():
-    over = bootstrap_over_scenes(np.array([0.0, 0.0, 0.0, 4.0]), np.array(["a", "a", "a", "b"]))
-    assert over.mean == 1.0
-    assert (over.low, over.high) == (0.0, 4.0)
-
-
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_bootstrap_of_fewer_than_two_scenes_has_no_interval(count):
-    over = bootstrap_over_scenes(np.ones(count), np.array(["a"] * count))
-    assert math.isnan(over.mean) == (count == 0)
-    assert math.isnan(over.low)
-    assert math.isnan(over.high)
-
-
 # --- real pictures ------------------------------------------------------------------------------
 
 
@@ -268,6 +304,6 @@ def test_the_truth_passes_on_real_pictures():
     folder = HDR_DATA / "val"
     pairs = list(evaluation_pairs(folder, sorted(folder.iterdir())[::18]))
     result = evaluate(pairs, {"truth": Truth(pairs)})
-    for column in COLUMNS:
+    for column in JUDGED:
         assert result.values("truth", column).min() > PASSES
         assert result.values(LDR, column).max() < PASSES

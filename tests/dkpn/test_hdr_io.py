@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dkpn import hdr_io
-from dkpn.hdr_io import read_hdr, read_photo, write_hdr
+from dkpn.hdr_io import read_hdr, write_hdr
 
 REC709_PRIMARIES = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 ACES_PRIMARIES = (0.7347, 0.2653, 0.0, 1.0, 0.0001, -0.077, 0.32168, 0.33767)
@@ -263,8 +263,6 @@ def test_unknown_suffixes_and_missing_files(tmp_path):
         write_hdr(tmp_path / "a.hdr", radiance(), half=True)
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_hdr(tmp_path / "a.hdr")
-    with pytest.raises(FileNotFoundError, match="no such file"):
-        read_photo(tmp_path / "a.jpg")
 
 
 @pytest.mark.parametrize(

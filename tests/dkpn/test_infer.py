@@ -3,13 +3,7 @@ import pytest
 import torch
 
 from dkpn import DKPN, DKPNConfig
-from dkpn.infer import (
-    Reconstruction,
-    encoded_batch,
-    plan_reconstructions,
-    preview,
-    reconstruct_file,
-)
+from dkpn.infer import encoded_batch
 
 TINY = DKPNConfig(
     width=4, pooled_width=4, channel_multipliers=(1,), encoder_blocks=(1,), decoder_blocks=()
@@ -86,75 +80,17 @@ def test_wrong_images_name_what_came(image, error, text):
         encoded_batch(image)
 
 
-def test_a_folder_receives_a_pair_of_files_for_each_photo(tmp_path):
-    plan = plan_reconstructions(["a/one.jpg", "b/two.png"], tmp_path / "new")
-    assert [entry.hdr.name for entry in plan] == ["one.exr", "two.exr"]
-    assert [entry.preview.name for entry in plan] == ["one_preview.png", "two_preview.png"]
-    assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("suffix", [".exr", ".hdr", ".EXR"])
-def test_a_file_receives_one_photo_and_its_preview_lies_beside(tmp_path, suffix):
-    (entry,) = plan_reconstructions(["one.jpg"], tmp_path / f"out{suffix}")
-    assert entry.hdr == tmp_path / f"out{suffix}"
-    assert entry.preview == tmp_path / "out_preview.png"
-
-
-def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "folder.exr").mkdir()
-    for photos, output, error, text in (
-        (["a.jpg"], "x.tiff", ValueError, r"x\.tiff.*\.exr or \.hdr.*\.tiff"),
-        (["a.jpg", "b.jpg"], "x.exr", ValueError, "2 photos.*folder"),
-        (["a.jpg"], "absent/x.exr", FileNotFoundError, "absent does not exist"),
-        (["a.jpg"], "file", ValueError, "file: is a file"),
-        (["a.jpg"], "folder.exr", ValueError, "is a folder"),
-        (["x/a.jpg", "y/a.png"], "out", ValueError, r"a\.jpg and .*a\.png"),
-        (["x/a.jpg", "y/A.png"], "out", ValueError, r"a\.jpg and .*A\.png"),
-    ):
-        with pytest.raises(error, match=text):
-            plan_reconstructions(photos, tmp_path / output)
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_an_output_never_replaces_a_photo(tmp_path, overwrite):
-    photo = tmp_path / "a.jpg"
-    other = tmp_path / "a_preview.png"  # where the preview of a.jpg would go
-    photo.write_bytes(b"")
-    other.write_bytes(b"")
-    with pytest.raises(ValueError, match="overwrite one of the photos"):
-        plan_reconstructions([photo, other], tmp_path, overwrite=overwrite)
-
-
-@pytest.mark.parametrize("name", ["a.exr", "a_preview.png"])
-def test_existing_outputs_need_permission(tmp_path, name):
-    (tmp_path / name).write_text("precious")
-    with pytest.raises(FileExistsError, match=rf"{name}.*--overwrite"):
-        plan_reconstructions(["photos/a.jpg"], tmp_path)
-    assert plan_reconstructions(["photos/a.jpg"], tmp_path, overwrite=True)
-
-
-def test_reconstruct_file_writes_what_infer_gives(model, tmp_path):
-    pytest.importorskip("OpenEXR")
-    from dkpn.hdr_io import read_hdr, read_photo, write_png
-
-    photo = codes(9, 7, 3)
-    write_png(tmp_path / "a.png", photo)
-    entry = Reconstruction(tmp_path / "a.png", tmp_path / "o.exr", tmp_path / "o_preview.png")
-    reconstruct_file(model, entry)
-    np.testing.assert_array_equal(read_hdr(entry.hdr), model.infer(photo))
-    np.testing.assert_array_equal(read_photo(entry.preview), preview(model.infer(photo)))
-
-
-def test_a_result_that_is_not_finite_is_never_written(tmp_path):
-    from dkpn.hdr_io import write_png
-
-    torch.manual_seed(0)
-    broken = DKPN(TINY)
-    with torch.no_grad():
-        broken.head.convolution.bias.fill_(float("nan"))
-    write_png(tmp_path / "a.png", codes(4, 4, 3))
-    entry = Reconstruction(tmp_path / "a.png", tmp_path / "o.exr", tmp_path / "o_preview.png")
-    with pytest.raises(ValueError, match=r"a\.png.*NaN"):
-        reconstruct_file(broken, entry)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png"]
+def test_little_memory_and_panoramas_take_the_same_path(model):
+    photo = codes(170, 190, 3)
+    shares = []
+    whole = model.infer(photo)
+    tiled = model.infer(photo, max_memory=0.01, progress=shares.append)
+    # The same sums; a convolution may choose another order for another width.
+    np.testing.assert_allclose(tiled, whole, rtol=1e-5, atol=1e-6)
+    assert len(shares) > 1
+    assert shares[-1] == 1
+    around = model.infer(photo, panorama=True)
+    assert np.abs(around[:, 95] - whole[:, 95]).max() < 1e-5
+    assert np.abs(around[:, 0] - whole[:, 0]).max() > 1e-4
+    with pytest.raises(ValueError, match="max_memory: 1e-06 GiB is not enough"):
+        model.infer(photo, max_memory=1e-6)

@@ -3,7 +3,14 @@ import pytest
 import torch
 
 from dkpn.color import WHITE_NITS, pq_decode, pq_encode, pu21_encode
-from dkpn.metrics import clipped_pixels, crf_correct, fit_gain, mu_law_psnr, pu21_psnr
+from dkpn.metrics import (
+    clipped_pixels,
+    crf_correct,
+    fit_gain,
+    mu_law_psnr,
+    pu21_psnr,
+    pu21_ssim,
+)
 from dkpn.scenes import generate_scene
 
 RGB_TO_XYZ = np.array(  # IEC 61966-2-1, to the four digits that it prints
@@ -75,7 +82,7 @@ def test_mu_law_psnr_is_the_formula(truth):
     assert mu_law_psnr(result, truth) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("measure", [pu21_psnr, mu_law_psnr, crf_correct])
+@pytest.mark.parametrize("measure", [pu21_psnr, pu21_ssim, mu_law_psnr, crf_correct])
 def test_nan_and_other_shapes_are_errors(truth, measure):
     bad = truth.copy()
     bad[3, 4, 1] = np.nan
@@ -92,6 +99,64 @@ def test_nan_and_other_shapes_are_errors(truth, measure):
 def test_masks_of_other_kinds_are_errors(truth):
     with pytest.raises(ValueError, match=r"mask: expected \(40, 56\) bool, got \(40, 56\) float64"):
         pu21_psnr(truth, truth, np.ones(truth.shape[:2]))
+
+
+# --- structural similarity ----------------------------------------------------------------------
+
+SSIM_FLOORS = ((0.01 * 256) ** 2, (0.03 * 256) ** 2)
+
+
+def encoded_luminance(image: np.ndarray) -> np.ndarray:
+    values = (nits(image).numpy() * [0.2126, 0.7152, 0.0722]).sum(axis=2)
+    return pu21_encode(torch.from_numpy(values)).numpy()
+
+
+def direct_ssim(result: np.ndarray, truth: np.ndarray) -> float:
+    """Window by window, with the variances about each window's own mean."""
+    axis = np.arange(-5, 6)
+    weights = np.exp(-(axis[:, None] ** 2 + axis[None, :] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    padded = [np.pad(encoded_luminance(image), 5, mode="edge") for image in (result, truth)]
+    values = np.empty(truth.shape[:2])
+    for y, x in np.ndindex(*values.shape):
+        first, second = (image[y : y + 11, x : x + 11] for image in padded)
+        means = (weights * first).sum(), (weights * second).sum()
+        deviations = first - means[0], second - means[1]
+        variance = sum((weights * deviation**2).sum() for deviation in deviations)
+        covariance = (weights * deviations[0] * deviations[1]).sum()
+        a, b = SSIM_FLOORS
+        brightness = (2 * means[0] * means[1] + a) / (means[0] ** 2 + means[1] ** 2 + a)
+        values[y, x] = brightness * (2 * covariance + b) / (variance + b)
+    return values.mean()
+
+
+def test_ssim_is_the_formula(truth):
+    rng = np.random.default_rng(0)
+    small = truth[:19, :23]
+    result = 1.2 * small**1.1 * np.exp(0.5 * rng.standard_normal(small.shape))
+    expected = direct_ssim(result, small)
+    assert 0.2 < expected < 0.95
+    # The shortcut for the variances loses six of the sixteen digits at most: 1000² over 1e-4.
+    assert pu21_ssim(result, small) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ssim_of_constants_is_the_comparison_of_brightness():
+    bright, dark = (np.full((12, 13, 3), level / WHITE_NITS) for level in (100.0, 1.0))
+    levels = pu21_encode(torch.tensor([100.0, 1.0], dtype=torch.float64)).numpy()
+    a = SSIM_FLOORS[0]
+    expected = (2 * levels.prod() + a) / ((levels**2).sum() + a)
+    assert pu21_ssim(bright, dark) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ssim_is_1_for_the_truth_symmetric_and_falls_with_noise(truth):
+    assert pu21_ssim(truth, truth) == pytest.approx(1.0, abs=1e-12)
+    noise = np.exp(np.random.default_rng(0).standard_normal(truth.shape))
+    values = [pu21_ssim(truth * noise**strength, truth) for strength in (0.05, 0.2, 0.8)]
+    assert 1 > values[0] > values[1] > values[2] > 0
+    assert pu21_ssim(truth, truth * noise) == pytest.approx(pu21_ssim(truth * noise, truth))
+    # Grey stripes against their own negative, about a mean that both share.
+    stripes = np.tile([0.0, 1.0], 20)[None, :, None] * np.ones((16, 1, 3))
+    assert pu21_ssim(1 - stripes, stripes) < -0.5
 
 
 # --- masks and gain -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 
 from dkpn import DKPN, DKPNConfig
 from dkpn.color import srgb_to_linear
+from dkpn.heads import FilterHead
 from dkpn.losses import LossConfig, reconstruction_loss
 from dkpn.model import InverseResponse
 
@@ -15,7 +16,16 @@ TINY = DKPNConfig(
     encoder_blocks=(1, 1),
     decoder_blocks=(1,),
 )
-HEADS = [("gain", "softmax"), ("gain", "exp"), ("per-image", "exp"), ("undecoupled", "exp")]
+HEADS = [
+    ("gain", "softmax"),
+    ("gain", "exp"),
+    ("mix", "softmax"),
+    ("mix", "exp"),
+    ("per-image", "exp"),
+    ("undecoupled", "exp"),
+    ("feature", "softmax"),
+    ("preliminary", "softmax"),
+]
 
 
 def tiny(seed=0, op="fused", **fields):
@@ -42,11 +52,20 @@ def shake(model, seed=1, scale=0.1):
 @pytest.mark.parametrize(("head", "taps"), HEADS)
 def test_shapes_are_those_of_the_docstring(head, taps):
     output = tiny(head=head, taps=taps)(photo(13, 22))
-    spatial = {"undecoupled": 75}.get(head, 25)
-    channel = {"gain": (2, 3, 13, 22), "per-image": (2, 3, 25), "undecoupled": None}[head]
+    spatial = {"undecoupled": 75, "preliminary": None}.get(head, 25)
+    channel = {
+        "gain": (2, 3, 13, 22),
+        "mix": (2, 3, 3, 13, 22),
+        "per-image": (2, 3, 25),
+        "feature": (2, 16, 13, 22),
+    }.get(head)
     assert output.result.shape == output.preliminary.shape == (2, 3, 13, 22)
     assert output.masks.shape == (2, 6, 13, 22)
-    assert output.spatial_filter.shape == (2, spatial, 13, 22)
+    if spatial is None:
+        assert output.spatial_filter is None
+    else:
+        assert output.spatial_filter is not None
+        assert output.spatial_filter.shape == (2, spatial, 13, 22)
     if channel is None:
         assert output.channel_filter is None
     else:
@@ -65,8 +84,10 @@ def test_an_untrained_network_returns_the_photo_decoded_as_srgb(head, taps):
     # The starting black level, and the floor under black that is smaller still.
     tolerance = 1.2 * InverseResponse.START_BLACK
     torch.testing.assert_close(output.preliminary, decoded, rtol=0, atol=tolerance)
-    # The taps off the centre hold DELTA_LEAK in all; no two values differ by more than 1.
-    torch.testing.assert_close(output.result, output.preliminary, rtol=0, atol=model.DELTA_LEAK)
+    # The taps off the centre hold DELTA_LEAK in all, each of two other channels MIX_LEAK; no two
+    # values differ by more than 1.
+    leak = model.DELTA_LEAK + (2.1 * FilterHead.MIX_LEAK if head == "mix" else 0.0)
+    torch.testing.assert_close(output.result, output.preliminary, rtol=0, atol=leak)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (2, 3), (5, 1), (9, 31)])
@@ -83,9 +104,8 @@ def test_an_image_repeated_at_its_right_and_bottom_edge_gives_the_same_filters()
     padded = torch.nn.functional.pad(image, (0, 3, 0, 1), mode="replicate")
     with torch.inference_mode():
         # The pooled branch sees other shares in the padded photo, so it is given the same ones.
-        pooled = model.pooled(image)
-        model.pooled.forward = lambda _: pooled
-        expected, actual = model(image), model(padded)
+        pooled = model.pool(image)
+        expected, actual = model(image), model(padded, pooled)
     torch.testing.assert_close(
         actual.spatial_filter[..., :7, :5], expected.spatial_filter, rtol=1e-4, atol=1e-6
     )  # float32 convolutions of two sizes may sum in another order
@@ -139,6 +159,18 @@ def test_every_parameter_learns():
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_large_photos_are_pooled_at_the_size_of_training_views():
+    model = shake(tiny())
+    small = photo(model.POOLED_SIDE // 2, model.POOLED_SIDE // 4, batch=1)
+    large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    with torch.inference_mode():
+        reduced = torch.nn.functional.avg_pool2d(large, 2)
+        assert torch.equal(model.pool(large), model.pooled(reduced))
+        assert torch.equal(model.pool(small), model.pooled(small))
+        expected, actual = model(small), model(small, model.pool(small))
+    assert torch.equal(expected.result, actual.result)
+
+
 def test_the_response_curve_rises_and_ends_at_the_clip_level():
     torch.manual_seed(0)
     curve = InverseResponse(TINY)
@@ -183,7 +215,8 @@ def test_infer_is_forward():
     model = shake(tiny())
     image = photo(6, 9)
     with torch.inference_mode():
-        expected = model(image).result
+        # One image at a time: a batch's convolutions may sum in another order.
+        expected = torch.cat([model(picture[None]).result for picture in image])
     assert torch.equal(model.infer(image), expected)
 
 

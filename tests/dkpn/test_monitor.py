@@ -3,8 +3,19 @@ import pytest
 import torch
 
 from dkpn.color import tone_map
-from dkpn.hdr_io import read_photo
-from dkpn.monitor import COLUMNS, MetricsFile, comparison, darker, read_metrics, write_pictures
+from dkpn.model import DKPNOutput
+from dkpn.monitor import (
+    COLUMNS,
+    EXPOSURES,
+    PANEL_TITLES,
+    MetricsFile,
+    comparison,
+    darker,
+    panel,
+    read_metrics,
+    write_pictures,
+)
+from dkpn.photo_io import read_photo
 
 
 def row(iteration):
@@ -21,6 +32,36 @@ def test_metrics_grow_row_by_row_and_a_resumed_run_drops_later_ones(tmp_path):
     MetricsFile(path, 0)
     assert read_metrics(path) == []
     assert path.read_text().startswith("iteration,split,total")
+
+
+def test_a_row_that_was_not_finished_is_dropped_and_the_others_stay(tmp_path):
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path, 0)
+    file.append(row(100))
+    file.append(row(200))
+    text = path.read_bytes()
+    for cut in range(1, len(text) - text.rindex(b"200")):
+        path.write_bytes(text[:-cut])
+        assert [one["iteration"] for one in read_metrics(path)] == ["100"]
+        MetricsFile(path, 100).append(row(150))
+        assert [one["iteration"] for one in read_metrics(path)] == ["100", "150"]
+
+
+def test_a_panel_shows_each_step_at_three_exposures():
+    """A photo that clips; a preliminary result and a result that are 2 and 4 stops above it."""
+    photo = torch.ones(1, 3, 4, 5)
+    masks = torch.cat((torch.ones(1, 3, 4, 5), torch.zeros(1, 3, 4, 5)), dim=1)
+    masks[0, :3, 0], masks[0, 3:, 0] = 0.0, 1.0  # the first row is under-exposed
+    masks[0, :, 1] = 0.0  # the second is neither
+    output = DKPNOutput(16.0 * photo, 4.0 * photo, masks, None, None)
+    rows = panel(photo, output, 0.5 * photo)
+    assert len(rows) == len(EXPOSURES) == 3
+    for stops, row in zip((0, 2, 4), rows, strict=True):
+        assert row.shape == (len(PANEL_TITLES), 3, 4, 5)
+        for column, light in ((0, 1.0), (1, 4.0), (3, 16.0), (4, 0.5)):
+            expected = darker(torch.full((3, 4, 5), light), float(stops))
+            assert torch.equal(row[column], expected)
+        assert row[2, :, :3, 0].tolist() == [[0.0, 0.5, 1.0]] * 3
 
 
 def test_preliminary_result_and_truth_share_one_exposure():
@@ -45,7 +86,7 @@ def test_pictures_lie_under_their_titles(tmp_path):
     second = torch.stack([torch.full((3, 6, 40), value) for value in (1.0, 0.0)])
     path = tmp_path / "table.png"
     write_pictures(path, [first, second], ("one", "two"))
-    picture = read_photo(path)
+    picture = read_photo(path).pixels
     # Both columns are as wide as the widest picture, with a gap; the rest is white or text.
     assert picture.shape[1] == 2 * 40 + 6
     black = (picture == 0).all(axis=2)

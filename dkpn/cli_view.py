@@ -1,0 +1,97 @@
+"""``dkpn view``: look at results in a browser."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from dkpn.cli_common import (
+    DONE,
+    FILE_FAILED,
+    UsageError,
+    add_device,
+    add_weights,
+    chosen_weights,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its options."""
+    parser.description = (
+        "Write one HTML file to look at HDR images with: exposure, before and after, luminance in "
+        "false colours, histograms. With --photo also the masks and filters that the network "
+        "predicts."
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("results", nargs="+", type=Path, metavar="RESULT", help=".exr or .hdr file")
+    add(
+        "--photo",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="P",
+        help="the photo of each result, in the same order",
+    )
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("view.html"),
+        metavar="OUT.html",
+        help="(default: %(default)s)",
+    )
+    add("--overwrite", action="store_true", help="replace an output that exists")
+    add("--white-nits", type=float, default=203.0, metavar="X", help="cd/m² of 1.0 (default: 203)")
+    add_weights(parser)
+    add_device(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command; returns the exit code."""
+    from dkpn.hdr_io import read_hdr
+    from dkpn.photo_io import read_photo
+    from dkpn.viewer import View, look_inside, write_page
+
+    output = options.output
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"-o {output}: expected a name that ends in .html")
+    if not output.parent.is_dir():
+        raise UsageError(f"-o {output}: the folder {output.parent} does not exist; create it first")
+    if output.exists() and not options.overwrite:
+        raise UsageError(f"-o {output}: exists already; allow that with --overwrite")
+    if options.photo and len(options.photo) != len(options.results):
+        raise UsageError(
+            f"--photo: expected one for each of {len(options.results)} results, got "
+            f"{len(options.photo)}"
+        )
+    if not 0 < options.white_nits <= 10000:
+        raise UsageError(
+            f"--white-nits {options.white_nits:g}: expected more than 0, at most 10000"
+        )
+    model = chosen_weights(options) if options.photo else None
+    views, failed = [], 0
+    for index, path in enumerate(options.results):
+        try:
+            photo = insight = None
+            result = read_hdr(path)
+            if model is not None:
+                photo = read_photo(options.photo[index]).pixels
+                if photo.shape != result.shape:
+                    raise ValueError(
+                        f"{options.photo[index]}: has {photo.shape[1]} x {photo.shape[0]} pixels, "
+                        f"{path} has {result.shape[1]} x {result.shape[0]}; they do not belong "
+                        "together"
+                    )
+                insight = look_inside(model, photo)
+            views.append(View(path.stem, result, photo, insight))
+        except (OSError, ValueError, MemoryError) as error:
+            failed += 1
+            print(f"dkpn view: {error}", file=sys.stderr)
+    if views:
+        try:
+            write_page(output, views, options.white_nits)
+        except (OSError, ValueError) as error:
+            print(f"dkpn view: {error}", file=sys.stderr)
+            return FILE_FAILED
+        print(output)
+    return FILE_FAILED if failed else DONE

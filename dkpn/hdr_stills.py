@@ -1,0 +1,144 @@
+"""HDR stills as bytes: 16-bit PNG and 10-bit AVIF in PQ with Rec.2020 primaries, float TIFF.
+
+References:
+    SMPTE ST 2084 and ITU-R BT.2100 (PQ); ITU-T H.273 (the code points of both files); PNG, third
+    edition, 11.3.2.6 (cICP); ISO 23000-22 and AV1 Image File Format.
+"""
+
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from dkpn.color import pq_encode
+from dkpn.packages import require
+from dkpn.primaries import REC709, rgb_to_rec709
+
+REC2020, PQ, REC2020_NCL, IDENTITY = 9, 16, 9, 0
+"""Code points of ITU-T H.273: primaries, transfer, matrix; PNG holds RGB, the identity matrix."""
+
+MAX_AVIF_SIDE = 65536
+
+_REC2020_PRIMARIES = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290)
+_REC709_TO_REC2020 = np.linalg.inv(rgb_to_rec709(_REC2020_PRIMARIES))
+_AVIF_BITS = 10
+_AVIF_QUALITY = 95
+_AVIF_SPEED = 8
+_PNG_HEADER_END = 8 + 25  # signature and IHDR
+_STRIP_VALUES = 1 << 20
+_ICC_DATE = slice(24, 36)
+_SOME_DATE = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+
+
+def pq_codes(image: np.ndarray, white_nits: float, bits: int) -> np.ndarray:
+    """Encode an image as PQ code values with Rec.2020 primaries, full range.
+
+    Colours outside Rec.709 that lie within Rec.2020 are kept; what is negative then is clipped to
+    0, and light above 10000 cd/m² to 10000.
+
+    Args:
+        image: (H, W, 3) floating point, finite, linear Rec.709, 1.0 = ``white_nits``.
+        white_nits: cd/m² of 1.0.
+        bits: 10 or 16.
+
+    Returns:
+        (H, W, 3) uint16, in [0, 2^bits - 1], rounded to nearest.
+    """
+    height, width = image.shape[:2]
+    codes = np.empty(image.shape, np.uint16)
+    rows = max(1, _STRIP_VALUES // (3 * width))
+    for first in range(0, height, rows):
+        # Single precision would round the power of 79 in PQ by about one step of 16 bits.
+        light = image[first : first + rows].astype(np.float64) @ (white_nits * _REC709_TO_REC2020.T)
+        encoded = pq_encode(torch.from_numpy(light)).numpy()
+        codes[first : first + rows] = np.rint(encoded * (2**bits - 1))
+    return codes
+
+
+def encode_pq_png(image: np.ndarray, white_nits: float) -> bytes:
+    """Make a 16-bit PNG in PQ and Rec.2020, which its cICP chunk says; it has no ICC profile.
+
+    Args:
+        image: (H, W, 3) floating point, finite, linear Rec.709, 1.0 = ``white_nits``.
+        white_nits: cd/m² of 1.0.
+
+    Returns:
+        Bytes of the file.
+    """
+    imagecodecs = require("imagecodecs")
+
+    data = imagecodecs.png_encode(pq_codes(image, white_nits, 16))
+    content = b"cICP" + bytes((REC2020, PQ, IDENTITY, 1))
+    chunk = struct.pack(">I", 4) + content + struct.pack(">I", zlib.crc32(content))
+    return bytes(data[:_PNG_HEADER_END] + chunk + data[_PNG_HEADER_END:])
+
+
+def encode_pq_avif(image: np.ndarray, white_nits: float) -> bytes:
+    """Make a 10-bit AVIF in PQ and Rec.2020, full range, without subsampling of chroma.
+
+    Args:
+        image: (H, W, 3) floating point, finite, linear Rec.709, 1.0 = ``white_nits``.
+        white_nits: cd/m² of 1.0.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        ValueError: a side is beyond 65536 pixels.
+    """
+    imagecodecs = require("imagecodecs")
+
+    if max(image.shape[:2]) > MAX_AVIF_SIDE:
+        raise ValueError(
+            f"image: an AVIF ends at {MAX_AVIF_SIDE} pixels a side, got {image.shape[1]} x "
+            f"{image.shape[0]}; write .exr or .tif"
+        )
+    data = imagecodecs.avif_encode(
+        pq_codes(image, white_nits, _AVIF_BITS),
+        level=_AVIF_QUALITY,
+        speed=_AVIF_SPEED,
+        bitspersample=_AVIF_BITS,
+        pixelformat=imagecodecs.AVIF.PIXEL_FORMAT.YUV444,
+        primaries=REC2020,
+        transfer=PQ,
+        matrix=REC2020_NCL,
+        numthreads=torch.get_num_threads(),
+    )
+    return bytes(data)
+
+
+def encode_float_tiff(image: np.ndarray) -> bytes:
+    """Make a TIFF of 32-bit floats, exactly the values given, with a linear Rec.709 profile.
+
+    Args:
+        image: (H, W, 3) floating point, linear Rec.709.
+
+    Returns:
+        Bytes of the file, deflated; of the kind BigTIFF where 4 GB do not suffice.
+    """
+    imagecodecs = require("imagecodecs")
+
+    pixels = np.ascontiguousarray(image, dtype=np.float32)
+    data = imagecodecs.tiff_encode(
+        pixels,
+        photometric=imagecodecs.TIFF.PHOTOMETRIC.RGB,
+        compression=imagecodecs.TIFF.COMPRESSION.ADOBE_DEFLATE,
+        predictor=imagecodecs.TIFF.PREDICTOR.FLOATINGPOINT,
+        iccprofile=_linear_rec709_profile(imagecodecs),
+    )
+    return bytes(data)
+
+
+def _linear_rec709_profile(imagecodecs: Any) -> bytes:
+    # x, y and Y of red, green, blue, then of white.
+    with_luminance = [(*REC709[i : i + 2], 1.0) for i in range(0, 8, 2)]
+    profile = imagecodecs.cms_profile(
+        "rgb",
+        primaries=[number for colour in with_luminance[:3] for number in colour],
+        whitepoint=with_luminance[3],
+        gamma=1.0,
+    )
+    # The date of today would make two files of one image differ.
+    return profile[: _ICC_DATE.start] + _SOME_DATE + profile[_ICC_DATE.stop :]
