@@ -1,7 +1,7 @@
 """What is timed: shapes, data types, tensors, and the bytes that no implementation can avoid."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -164,18 +164,32 @@ def as_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def minimal_bytes(case: Case, pass_name: str) -> int:
+class Traffic(Protocol):
+    """What must be read and written at least."""
+
+    @property
+    def argument_bytes(self) -> int:
+        """Bytes of the arguments, and of their gradients."""
+        ...
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the result, and of its cotangent."""
+        ...
+
+
+def minimal_bytes(case: Traffic, pass_name: str) -> int:
     """Return the memory traffic that the pass cannot go below.
 
-    Forward: the three arguments are read once and the result is written once. Backward: the
-    arguments and the cotangent are read once and three gradients are written once.
+    Forward: the arguments are read once and the result is written once. Backward: the
+    arguments and the cotangent are read once and their gradients are written once.
     """
     forward = case.argument_bytes + case.result_bytes
     backward = backward_bytes(case)
     return {FORWARD: forward, BACKWARD: backward, FORWARD_BACKWARD: forward + backward}[pass_name]
 
 
-def backward_bytes(case: Case) -> int:
+def backward_bytes(case: Traffic) -> int:
     """Return the least memory traffic of the backward pass alone."""
     return 2 * case.argument_bytes + case.result_bytes
 

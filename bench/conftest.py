@@ -2,21 +2,17 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.logger import PytestBenchmarkWarning
 
-from bench.cases import (
-    COMPARED_PASSES,
-    CPU_DTYPES,
-    GPU_DTYPES,
-    all_cases,
-    default_cpu_cases,
-)
-from bench.providers import PROVIDERS, UNFUSED
-from bench.results import save
-from bench.session import MEASUREMENTS, Measurements
+from bench.any_case import AnyCase
+from bench.measure import Measurement
+from bench.replay import ReplayClock
+from bench.results import FAILED, SKIPPED, save
+from bench.session import MEASUREMENTS, Measurements, check_mergeable, merged_results
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
 BENCHMARK_WARNING = "pytest_benchmark.logger.PytestBenchmarkWarning"
@@ -38,6 +34,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         help="write bench/results/NAME.json and .png (default: local, which git ignores)",
     )
+    group.addoption(
+        "--merge",
+        action="store_true",
+        help="keep the rows of that file that are not measured again",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,25 +58,62 @@ def pytest_configure(config: pytest.Config) -> None:
     device = torch.device(str(config.getoption("--device", default=DEFAULT_DEVICE)))
     if device.type == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device cuda: torch finds no GPU; leave the option out")
+    if config.getoption("--merge", default=False):
+        try:
+            check_mergeable(_results_file(config), device)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from error
     config.stash[MEASUREMENTS] = Measurements(device)
+
+
+def _results_file(config: pytest.Config) -> Path:
+    stem = str(config.getoption("--results", default="local")).removesuffix(".json")
+    return RESULTS_FOLDER / f"{stem}.json"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "provider" not in metafunc.fixturenames:
         return
-    on_gpu = metafunc.config.stash[MEASUREMENTS].device.type == "cuda"
-    if on_gpu:
-        cases = all_cases(GPU_DTYPES)
-    elif metafunc.config.getoption("--full", default=False):
-        cases = [*default_cpu_cases(), *all_cases(CPU_DTYPES)]
-        cases = list(dict.fromkeys(cases))
-    else:
-        cases = default_cpu_cases()
+    device = metafunc.config.stash[MEASUREMENTS].device.type
+    # Each module says what it compares.
+    full = bool(metafunc.config.getoption("--full", default=False))
+    module: Any = metafunc.module
+    cases, pass_names, names = module.chosen(device, full)
     metafunc.parametrize("case", cases, ids=lambda case: case.name)
-    metafunc.parametrize("pass_name", COMPARED_PASSES)
-    # No case here has a softmax, without which this one is kpnops itself.
-    names = [provider.name for provider in PROVIDERS if provider.name != UNFUSED]
+    metafunc.parametrize("pass_name", pass_names)
     metafunc.parametrize("provider", names)
+
+
+@pytest.fixture
+def measurement(
+    request: pytest.FixtureRequest, case: AnyCase, pass_name: str, provider: str
+) -> Measurement:
+    """Measure the whole group with its first row, and hand pytest-benchmark this row's durations.
+
+    pytest-benchmark times one test after the other; a slow spell of the machine would then fall on
+    one provider. So all take turns within one loop, and each row is told its own durations: of the
+    wall clock on a CPU, of device events on a GPU.
+    """
+    config = request.config
+    selected = {
+        str(item.callspec.params["provider"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function)
+        and hasattr(item, "callspec")
+        and item.callspec.params.get("case") == case
+        and item.callspec.params.get("pass_name") == pass_name
+    }
+    disabled = config.getoption("benchmark_disable") and not config.getoption("benchmark_enable")
+    timed = not disabled and not hasattr(config, "workerinput")
+    measured = config.stash[MEASUREMENTS].of(case, pass_name, provider, selected, timed)
+    if measured.row.status == SKIPPED:
+        pytest.skip(measured.row.reason)
+    if measured.row.status == FAILED:
+        pytest.fail(measured.row.reason, pytrace=False)
+    request.node.add_marker(
+        pytest.mark.benchmark(timer=ReplayClock(measured.durations), group=measured.row.group)
+    )
+    return measured
 
 
 @pytest.hookimpl(trylast=True)
@@ -86,8 +124,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     from bench.plot import plots
 
     results = measurements.results()
-    stem = str(session.config.getoption("--results", default="local")).removesuffix(".json")
-    table = RESULTS_FOLDER / f"{stem}.json"
+    table = _results_file(session.config)
+    if session.config.getoption("--merge", default=False):
+        results = merged_results(results, table)
     save(results, table)
     measurements.files = [table, *plots(results, table)]
 

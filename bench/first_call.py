@@ -53,16 +53,17 @@ def first_call_rows(task: Task, device: torch.device) -> list[Row]:
     if device.type == "cpu":
         reason = "nothing is compiled on a CPU"
         return [stamped(Row(task.case, FORWARD, COLD, KPNOPS, OWN, SKIPPED, reason))]
-    rows = []
+    rows, case = [], task.case
+    assert isinstance(case, Case)  # the matrix asks this of filters alone
     with tempfile.TemporaryDirectory() as folder:
         for clock in (COLD, WARM):
             try:
-                took = _in_fresh_process(task.case, folder)
+                took = _in_fresh_process(case, folder)
             except (subprocess.SubprocessError, OSError, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}"[:300]
-                failed = Row(task.case, FORWARD, clock, KPNOPS, OWN, FAILED, reason)
+                failed = Row(case, FORWARD, clock, KPNOPS, OWN, FAILED, reason)
                 return [*rows, stamped(failed)]
-            rows += rows_of(task.case, clock, took)
+            rows += rows_of(case, clock, took)
     return rows
 
 

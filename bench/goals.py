@@ -1,9 +1,8 @@
 """What the project asks of its speed, and what rows say of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from bench.cases import BACKWARD, CONTIGUOUS, FORWARD, FORWARD_BACKWARD, SOFTMAX
+from bench.goal import Goal, ratio_to
+from bench.head_goals import HEAD_CPU_GOALS, HEAD_GPU_GOALS
 from bench.providers import (
     COMPILED_SLICES,
     COMPILED_UNFOLD,
@@ -13,19 +12,7 @@ from bench.providers import (
     KPNOPS,
     UNFUSED,
 )
-from bench.results import (
-    ALTERNATIVE,
-    COLD,
-    DEVICE,
-    GRAPH,
-    HOST,
-    OWN,
-    QUIET,
-    WALL,
-    WARM,
-    Row,
-    groups_of,
-)
+from bench.results import COLD, DEVICE, GRAPH, HOST, OWN, WALL, WARM, Row
 
 COMPILED = (COMPILED_SLICES, COMPILED_UNFOLD)
 HD_PIXELS = 1080 * 1920
@@ -52,39 +39,6 @@ SHARES = [
 ]
 DTYPES = ("float32", "bfloat16", "bfloat16+float32")
 
-Covers = Callable[[Row], bool]
-Reach = Callable[[Row, list[Row]], float | None]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """A number that is asked for of all rows of a kind."""
-
-    title: str
-    kind: str  # "cpu" or "cuda"
-    asked: float
-    unit: str  # "%", "×", "ms" or "µs"
-    covers: Covers  # whether it is about this row of ours
-    reach: Reach  # from that row and its whole group
-    at_most: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one row reached of a goal."""
-
-    goal: Goal
-    row: Row
-    reached: float
-    quiet: bool  # whether the machine had nothing else to do
-
-    @property
-    def met(self) -> bool:
-        """Whether it is what was asked for, or better."""
-        if self.goal.at_most:
-            return self.reached <= self.goal.asked
-        return self.reached >= self.goal.asked
-
 
 def _share(row: Row, group: list[Row]) -> float | None:
     return None if row.fraction_of_copy is None else 100 * row.fraction_of_copy
@@ -101,30 +55,6 @@ def _microseconds(row: Row, group: list[Row]) -> float | None:
 def _memory(row: Row, group: list[Row]) -> float | None:
     share = row.memory_beyond_results
     return None if share is None else 100 * share
-
-
-def ratio_to(names: tuple[str, ...] | None) -> Reach:
-    """Return what gives the fastest of some providers' time over the row's.
-
-    Args:
-        names: who counts; None counts every alternative.
-
-    Returns:
-        A function of a row and its group; None where none of them was measured.
-    """
-
-    def ratio(row: Row, group: list[Row]) -> float | None:
-        others = [
-            other.milliseconds
-            for other in group
-            if other.milliseconds is not None
-            and (other.role == ALTERNATIVE if names is None else other.provider in names)
-        ]
-        if row.milliseconds is None or not others:
-            return None
-        return min(others) / row.milliseconds
-
-    return ratio
 
 
 def _ratio_above_floor(row: Row, group: list[Row]) -> float | None:
@@ -308,30 +238,9 @@ def _cpu_goals() -> list[Goal]:
     ]
 
 
-CPU_GOALS = _cpu_goals()
-GPU_GOALS = [*_share_goals(), *_ratio_goals(), *_cost_goals()]
-
-
-def outcomes_of(goal: Goal, rows: list[Row]) -> list[Outcome]:
-    """Return what each row that a goal is about reached.
-
-    Args:
-        goal: the goal.
-        rows: of one device.
-
-    Returns:
-        The outcomes; none where nothing was measured.
-    """
-    outcomes = []
-    for group in groups_of(rows).values():
-        quiet = all((row.other_load or 0.0) <= QUIET for row in group)
-        for row in group:
-            if row.milliseconds is None or not goal.covers(row):
-                continue
-            reached = goal.reach(row, group)
-            if reached is not None:
-                outcomes.append(Outcome(goal, row, reached, quiet))
-    return outcomes
+FILTER_CPU_GOALS = _cpu_goals()
+CPU_GOALS = [*FILTER_CPU_GOALS, *HEAD_CPU_GOALS]
+GPU_GOALS = [*_share_goals(), *_ratio_goals(), *_cost_goals(), *HEAD_GPU_GOALS]
 
 
 def goals_for(kind: str) -> list[Goal]:

@@ -22,37 +22,14 @@ from bench.environment import source_digest
 from bench.gpu_tests import run_tests
 from bench.matrix import PARTS, Task, gpu_tasks, tiny_tasks
 from bench.pool import Worker, WorkerDiedError
-from bench.results import Header, Results, load
+from bench.results import Header
 from bench.running import LEAST_SECONDS, Run, pending, run_matrix, say
 from bench.schema import parse
+from bench.session import open_results
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
 TESTS = "tests"
 START_LIMIT = 120.0  # seconds for a process that measures
-
-
-def open_results(path: Path, header: Header) -> Results:
-    """Return the file's results under a new header, or none where other versions measured them.
-
-    Args:
-        path: the file; need not exist.
-        header: of this run.
-
-    Returns:
-        Results to go on with; the tests' summary is kept while the sources are the same.
-    """
-    try:
-        old = load(path)
-    except FileNotFoundError:
-        return Results(header, [])
-    except ValueError as error:
-        say(f"{error}; starting anew")
-        return Results(header, [])
-    same = ("versions", "driver", "hardware")
-    if any(getattr(old.header, name) != getattr(header, name) for name in same):
-        say(f"{path} was measured with other versions or hardware; starting anew")
-        return Results(header, [])
-    return Results(replace(header, tests=old.header.tests), old.rows)
 
 
 def chosen_tasks(options: argparse.Namespace) -> list[Task]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from bench.cases import Case, make_tensors
 from bench.matrix import EMPTY_OP, Task
 from bench.operations import Call, OperationCall
-from bench.providers import BY_NAME
 from bench.results import FAILED, HOST, MEASURED, YARDSTICK, Row, stamped, with_durations
 from bench.timing import synchronize
+from bench.workloads import BY_NAME
 
 BATCHES = 40
 CALLS_PER_BATCH = 25
@@ -50,15 +50,16 @@ def host_rows(task: Task, device: torch.device) -> list[Row]:
     Returns:
         One row for each provider; the empty operator shows what PyTorch's own part is.
     """
-    rows = []
+    rows, case = [], task.case
+    assert isinstance(case, Case)  # the matrix asks this of filters alone
     for name in task.providers:
         role = YARDSTICK if name == EMPTY_OP else BY_NAME[name].role
-        row = Row(task.case, task.pass_name, HOST, name, role, MEASURED)
+        row = Row(case, task.pass_name, HOST, name, role, MEASURED)
         try:
-            call = _call(name, task.case, task.pass_name, device)
+            call = _call(name, case, task.pass_name, device)
             row = with_durations(row, host_durations(call, device))
         except Exception as error:
-            row = Row(task.case, task.pass_name, HOST, name, role, FAILED, repr(error)[:300])
+            row = Row(case, task.pass_name, HOST, name, role, FAILED, repr(error)[:300])
         rows.append(stamped(row))
     return rows
 

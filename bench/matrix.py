@@ -1,8 +1,9 @@
 """What is measured on a GPU, in the order of importance, in parts that can be run one by one."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from bench.any_case import AnyCase
 from bench.cases import (
     BACKWARD,
     CHANNELS_LAST,
@@ -12,6 +13,7 @@ from bench.cases import (
     SOFTMAX,
     Case,
 )
+from bench.head_matrix import HEAD_PARTS, TRAINING, head_groups, step_groups, tiny
 from bench.providers import (
     COMPILED_SLICES,
     COMPILED_UNFOLD,
@@ -37,8 +39,12 @@ UNROLLED = (KPNOPS, EAGER_SLICES, EAGER_UNFOLD, COMPILED_UNFOLD, DEVICE_COPY)
 ALL = (KPNOPS, EAGER_SLICES, EAGER_UNFOLD, COMPILED_SLICES, COMPILED_UNFOLD, DDF_CUDA, DEVICE_COPY)
 SOFTMAXES = (KPNOPS, UNFUSED, COMPILED_SLICES, DEVICE_COPY)
 EMPTY_OP = "empty_custom_op"
+MOST_TINY = 5  # kernel size of a trial
 
-PARTS = ("goals", "channels", "image", "large", "softmax", "ddf", "calls", "more")
+PARTS = (
+    *("goals", "channels", "image", "large", "softmax", "ddf", "calls"),
+    *(*HEAD_PARTS.values(), TRAINING, "more"),
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Task:
     """Rows that are measured together."""
 
     part: str
-    case: Case
+    case: AnyCase
     pass_name: str
     clock: str  # one of `results.CLOCKS`
     providers: tuple[str, ...]
@@ -102,6 +108,10 @@ def gpu_tasks() -> list[Task]:
         *_softmax_tasks(both),
         *_ddf_tasks(both),
         *_call_tasks(),
+        *(
+            Task(part, case, pass_name, DEVICE, providers)
+            for part, case, pass_name, providers in (*head_groups(), *step_groups())
+        ),
         *_timed("more", _cases(3, HD, (7, 11, 21), wide), both, UNROLLED),
         *_timed(
             "more", _cases(64, SQUARE, (3, 5), wide, ("pixel",), layout=CHANNELS_LAST), both, EAGER
@@ -171,12 +181,10 @@ def tiny_tasks(on_cpu: bool) -> list[Task]:
     tasks = []
     for task in gpu_tasks():
         case, clock = task.case, task.clock
-        if case.kernel_size > 5 or (on_cpu and clock in (GRAPH, COLD)):
+        if case.kernel_size > MOST_TINY or (on_cpu and clock in (GRAPH, COLD)):
             continue
         if clock in (DEVICE, GRAPH):
-            height = max(4, case.height // 90)
-            channels = min(case.channels, 4)
-            case = replace(case, batch=1, channels=channels, height=height, width=20)
+            case = tiny(case, on_cpu)
         providers = tuple(name for name in task.providers if "compiled" not in name)
         clock = WALL if on_cpu and clock == DEVICE else clock
         tasks.append(Task(task.part, case, task.pass_name, clock, providers))
@@ -185,7 +193,7 @@ def tiny_tasks(on_cpu: bool) -> list[Task]:
 
 def _without_repetitions(tasks: list[Task]) -> list[Task]:
     """Return the first task for each case, pass and clock: sizes that differ became one."""
-    first: dict[tuple[Case, str, str], Task] = {}
+    first: dict[tuple[AnyCase, str, str], Task] = {}
     for task in tasks:
         first.setdefault((task.case, task.pass_name, task.clock), task)
     return list(first.values())

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from bench.cases import FORWARD, FORWARD_BACKWARD, Case, Tensors, make_tensors
+from bench.any_case import AnyCase
+from bench.cases import FORWARD, FORWARD_BACKWARD
 from bench.graphs import GraphCall, calls_in_graph
 from bench.operations import Call, OperationCall, prepare
-from bench.oracle import Tile, WrongResultError, check, oracle_tiles
-from bench.providers import DEVICE_COPY, KPNOPS, Provider, skip_reason
+from bench.oracle import WrongResultError
+from bench.providers import DEVICE_COPY, Provider, skip_reason
 from bench.results import (
     DEVICE,
     FAILED,
@@ -37,6 +38,7 @@ from bench.timing import (
     synchronize,
     time_in_turns,
 )
+from bench.workloads import SUBJECTS, Checker, workload_of
 
 Progress = Callable[[str], object]
 
@@ -57,7 +59,7 @@ class Measurement:
 class Group:
     """What is compared: one case and pass, by one clock."""
 
-    case: Case
+    case: AnyCase
     pass_name: str  # one of `cases.PASSES`
     device: torch.device
     clock: str  # one of `results.CLOCKS`
@@ -65,7 +67,7 @@ class Group:
 
 def measure_group(
     providers: list[Provider],
-    case: Case,
+    case: AnyCase,
     pass_name: str,
     device: torch.device,
     seconds: float,
@@ -130,12 +132,13 @@ def _measure_runnable(
 ) -> None:
     """Fill in the measurements of providers that can run."""
     case, device = group.case, group.device
-    first = make_tensors(case, device)
-    tiles = _kept_tiles(case, first, group.pass_name, free)
+    workload = workload_of(case)
+    first = workload.make_tensors(case, device)
+    checker = workload.make_checker(case, first, group.pass_name, free)
     set_bytes = case.argument_bytes + case.result_bytes
     # Clones are right for all: the check of the first set holds for each.
     sets = [first] + [
-        Tensors(*(tensor.clone() for tensor in first))
+        type(first)(*(tensor.clone() for tensor in first))
         for _ in range(rotation_length(set_bytes, cache_bytes(device), free) - 1)
     ]
     rotations = {}
@@ -144,7 +147,7 @@ def _measure_runnable(
         progress(provider.name)
         try:
             calls = provider.make_calls(case, group.pass_name, sets)
-            measurement.row = _checked(provider, calls[0], measurement.row, tiles, first, device)
+            measurement.row = _checked(provider, calls[0], measurement.row, checker, device)
             if group.clock == GRAPH:
                 calls = _captured(calls, case, group.pass_name)
         except Exception as error:
@@ -155,7 +158,7 @@ def _measure_runnable(
             measurement.row = replace(measurement.row, status=FAILED, reason=reason)
             continue
         rotations[provider.name] = calls
-    del tiles
+    del checker
     if seconds == 0:
         return
     progress("")
@@ -169,7 +172,7 @@ def _measure_runnable(
         measurement.row = with_durations(row, durations)
 
 
-def _captured(calls: list[Call], case: Case, pass_name: str) -> list[Call]:
+def _captured(calls: list[Call], case: AnyCase, pass_name: str) -> list[Call]:
     results = case.result_bytes + (0 if pass_name == FORWARD else case.argument_bytes)
     return [GraphCall(calls, calls_in_graph(len(calls), results))]
 
@@ -185,27 +188,16 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _kept_tiles(case: Case, tensors: Tensors, pass_name: str, free: int) -> list[Tile] | None:
-    """Return the oracle's tiles if they fit into an eighth of the free memory, else None."""
-    numbers = case.pixels * case.channels
-    if pass_name != FORWARD:
-        numbers += sum(argument.numel() for argument in tensors.arguments)
-    if 2 * 8 * numbers > free // 8:  # float64, exact values and magnitudes
-        return None
-    return list(oracle_tiles(case, tensors, pass_name))
-
-
 def _checked(
     provider: Provider,
     call: Call,
     row: Row,
-    tiles: list[Tile] | None,
-    tensors: Tensors,
+    checker: Checker,
     device: torch.device,
 ) -> Row:
     """Make the first calls: one that is checked, one that is metered."""
     with warnings.catch_warnings():
-        if provider.name != KPNOPS:
+        if provider.name not in SUBJECTS:
             # What other people's code generators deprecate is not this benchmark's failure.
             warnings.simplefilter("ignore")
         prepare(call)
@@ -215,9 +207,7 @@ def _checked(
         first_call = time.perf_counter() - start
         error = None
         if provider.role != YARDSTICK:
-            source = tiles or oracle_tiles(row.case, tensors, row.pass_name)
-            working = provider.working_dtype(row.case)
-            error = check(row.case, outputs, source, working, row.pass_name)
+            error = checker(provider, outputs)
         saved = None
         if row.pass_name == FORWARD_BACKWARD and isinstance(call, OperationCall):
             saved = (kept_bytes(call.forward, device) - row.case.result_bytes) / MEBIBYTE

@@ -5,7 +5,7 @@ Computed before anything is run, to skip what would not fit; tests compare it wi
 
 import torch
 
-from bench.cases import FORWARD, SOFTMAX, Case, minimal_bytes
+from bench.cases import FORWARD, SOFTMAX, Case, Traffic, minimal_bytes
 
 KPNOPS_CPU_WORKSPACE = 32 * 2**20
 
@@ -87,6 +87,6 @@ def convolution_bytes(case: Case, pass_name: str, device: torch.device) -> int:
     return case.result_bytes + gradients
 
 
-def copy_bytes(case: Case, pass_name: str, device: torch.device) -> int:
+def copy_bytes(case: Traffic, pass_name: str, device: torch.device) -> int:
     """a copy: its own two buffers."""
     return minimal_bytes(case, pass_name)

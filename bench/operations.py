@@ -9,16 +9,31 @@ import math
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import kpnops
-from bench.cases import BACKWARD, FORWARD, SOFTMAX, Case, Tensors, minimal_bytes
+from bench.cases import BACKWARD, FORWARD, SOFTMAX, Case, Tensors, Traffic, minimal_bytes
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 Call = Callable[[], tuple[Tensor, ...]]
+
+
+class ArgumentsAndCotangent(Protocol):
+    """The tensors of one call."""
+
+    @property
+    def arguments(self) -> tuple[Tensor, ...]:
+        """All that have gradients."""
+        ...
+
+    @property
+    def cotangent(self) -> Tensor:
+        """Of the result."""
+        ...
 
 
 class OperationCall:
@@ -27,7 +42,9 @@ class OperationCall:
     The pass `BACKWARD` returns the gradients alone, of a forward that `prepare` makes before.
     """
 
-    def __init__(self, operation: Operation, pass_name: str, tensors: Tensors):
+    def __init__(
+        self, operation: Callable[..., Tensor], pass_name: str, tensors: ArgumentsAndCotangent
+    ):
         self.operation = operation
         self.differentiate = pass_name != FORWARD
         self.prepares = pass_name == BACKWARD
@@ -48,7 +65,7 @@ class OperationCall:
             self._prepared = self.forward()
 
     def __call__(self) -> tuple[Tensor, ...]:
-        """Return the result and, where the pass has a backward, all three gradients."""
+        """Return the result and, where the pass has a backward, all gradients."""
         if self.prepares:
             self.prepare()
             # Handed over, so that the graph is freed: a compiled backward can be run only once.
@@ -155,13 +172,13 @@ def compiled_calls_of(
     build: Callable[[Case], Operation], case: Case, pass_name: str, sets: list[Tensors]
 ) -> list[Call]:
     """Return calls of the operation compiled for exactly these shapes."""
-    _load_compiler(sets[0].input.device)
+    load_compiler(sets[0].input.device)
     operation = torch.compile(build(case), fullgraph=True, dynamic=False)
     return [OperationCall(operation, pass_name, tensors) for tensors in sets]
 
 
 @cache
-def _load_compiler(device: torch.device) -> None:
+def load_compiler(device: torch.device) -> None:
     """Compile a trifle, so that no provider's first call contains the loading of the compiler."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what the compiler's own imports deprecate
@@ -191,10 +208,10 @@ def convolution_calls(case: Case, pass_name: str, sets: list[Tensors]) -> list[C
     ]
 
 
-def copy_calls(case: Case, pass_name: str, sets: list[Tensors]) -> list[Call]:
+def copy_calls(case: Traffic, pass_name: str, sets: list[Any]) -> list[Call]:
     """Return copies that read and write, together, as many bytes as the pass must at least."""
     size = minimal_bytes(case, pass_name) // 2
-    device = sets[0].input.device
+    device = sets[0].cotangent.device
     # As many pairs as hold what the sets hold.
     pairs = math.ceil(len(sets) * (case.argument_bytes + case.result_bytes) / (2 * size))
 

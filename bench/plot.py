@@ -1,4 +1,4 @@
-"""Results as pictures: ratios to kpnops, and on a GPU the rooflines and what time depends on."""
+"""Results as pictures: ratios to ours, and on a GPU the rooflines and what time depends on."""
 
 import os
 import textwrap
@@ -14,15 +14,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.cases import FORWARD, FORWARD_BACKWARD, PASSES
+from bench.head_providers import COMPILED_HEAD_SLICES, COMPILED_HEAD_UNFOLD, PREDICT, STORED
 from bench.plot_curves import draw_channels, draw_kernel_sizes, draw_resolutions, draw_roofline
-from bench.providers import KPNOPS, PROVIDERS
+from bench.providers import PROVIDERS
 from bench.results import DEVICE, GRAPH, WALL, Results, Row
 from bench.text import case_title, duration, hardware_line
+from bench.workloads import SUBJECTS
+
+COMPILED_HEADS = (COMPILED_HEAD_SLICES, COMPILED_HEAD_UNFOLD)
 
 SYMBOLS = {
     provider.name: (symbol, f"C{index}")
     for index, (provider, symbol) in enumerate(zip(PROVIDERS, "osDv^P+x*", strict=True))
-}
+} | {PREDICT: ("o", "C0"), STORED: ("h", "C1"), **dict.fromkeys(COMPILED_HEADS, ("^", "C4"))}
+CLOCKS = (WALL, DEVICE, GRAPH)
 # Ratios of more cases than these are drawn in several pictures.
 MOST_LINES = 40
 
@@ -78,16 +83,13 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _ratio_parts(rows: list[Row]) -> list[list[Row]]:
-    """Return the rows of as many cases as one picture holds, in which kpnops met another."""
+    """Return the rows of as many cases as one picture holds, in which ours met another."""
     shown: dict[str, list[Row]] = {}
     for row in rows:
-        if row.clock in (WALL, DEVICE, GRAPH) and row.quartiles is not None:
+        if row.clock in CLOCKS and row.pass_name in PASSES and row.quartiles is not None:
             shown.setdefault(row.case.name, []).append(row)
-    compared = [
-        rows
-        for rows in shown.values()
-        if len({row.provider for row in rows}) > 2 and any(row.provider == KPNOPS for row in rows)
-    ] or [rows for rows in shown.values() if any(row.provider == KPNOPS for row in rows)]
+    ours = [rows for rows in shown.values() if any(row.provider in SUBJECTS for row in rows)]
+    compared = [rows for rows in ours if len({row.provider for row in rows}) > 2] or ours
     parts = [compared[i : i + MOST_LINES] for i in range(0, len(compared), MOST_LINES)]
     return [[row for rows in part for row in rows] for part in parts]
 
@@ -97,10 +99,10 @@ def draw_ratios(results: Results, rows: list[Row]) -> Figure:
 
     Args:
         results: whose header is written above.
-        rows: of cases in which kpnops was measured.
+        rows: of cases in which ours was measured.
 
     Returns:
-        The figure; what lies left of the line is faster than kpnops.
+        The figure; what lies left of the line is faster than ours.
     """
     lines = {name: _lines(rows, name) for name in PASSES}
     passes = [name for name in (FORWARD, FORWARD_BACKWARD) if lines[name]]
@@ -110,7 +112,7 @@ def draw_ratios(results: Results, rows: list[Row]) -> Figure:
     )
     for axes, pass_name in zip(panels[0], passes, strict=True):
         _draw_panel(axes, lines[pass_name])
-        axes.set_title(f"{pass_name}: time over kpnops's", loc="right", fontsize="medium")
+        axes.set_title(f"{pass_name}: time over ours", loc="right", fontsize="medium")
     handles = {
         label: handle
         for axes in panels[0]
@@ -118,14 +120,14 @@ def draw_ratios(results: Results, rows: list[Row]) -> Figure:
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     figure.suptitle(
-        textwrap.fill(f"{hardware_line(results)}. Shaded: faster than kpnops.", 80 * len(passes)),
+        textwrap.fill(f"{hardware_line(results)}. Shaded: faster than ours.", 80 * len(passes)),
         fontsize="small",
     )
     return figure
 
 
 def _lines(rows: list[Row], pass_name: str) -> list[list[Mark]]:
-    """Return the marks of each case in which kpnops was measured, kpnops's own first."""
+    """Return the marks of each case in which ours was measured, ours first."""
     cases: dict[str, list[Mark]] = {}
     for row in rows:
         if row.pass_name != pass_name or row.milliseconds is None or row.quartiles is None:
@@ -133,9 +135,10 @@ def _lines(rows: list[Row], pass_name: str) -> list[list[Mark]]:
         marks = cases.setdefault(row.case.name, [])
         marks.append(Mark(row, row.milliseconds, *row.quartiles))
     lines = [
-        sorted(marks, key=lambda mark: mark.row.provider != KPNOPS) for marks in cases.values()
+        sorted(marks, key=lambda mark: mark.row.provider not in SUBJECTS)
+        for marks in cases.values()
     ]
-    return [marks for marks in lines if marks[0].row.provider == KPNOPS]
+    return [marks for marks in lines if marks[0].row.provider in SUBJECTS]
 
 
 def _draw_panel(axes: Axes, lines: list[list[Mark]]) -> None:
@@ -163,7 +166,7 @@ def _draw_panel(axes: Axes, lines: list[list[Mark]]) -> None:
     axes.axvspan(axes.get_xlim()[0], 1.0, color="0.93", zorder=0)
     axes.axvline(1.0, color="black", linewidth=0.8)
     labels = [
-        f"{case_title(marks[0].row.case)}\nkpnops: {duration(marks[0].median)}" for marks in lines
+        f"{case_title(marks[0].row.case)}\nours: {duration(marks[0].median)}" for marks in lines
     ]
     axes.set_yticks(range(len(labels)), labels, fontsize="small")
     axes.set_ylim(len(labels) - 0.5, -0.5)

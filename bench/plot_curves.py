@@ -7,7 +7,8 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.cases import BACKWARD, CONTIGUOUS, FORWARD, FORWARD_BACKWARD, Case
+from bench.any_case import AnyCase
+from bench.cases import BACKWARD, CONTIGUOUS, FORWARD, FORWARD_BACKWARD, Case, minimal_bytes
 from bench.providers import (
     COMPILED_SLICES,
     COMPILED_UNFOLD,
@@ -32,10 +33,10 @@ PASS_MARKS = {FORWARD: "o", BACKWARD: "s", FORWARD_BACKWARD: "D"}
 DTYPE_COLORS = {"float32": "C0", "bfloat16": "C1", "bfloat16+float32": "C2"}
 
 # One panel: its title, which case it shows, and the number along the axis.
-Panel = tuple[str, Callable[[Case], bool], Callable[[Case], int]]
+Panel = tuple[str, Callable[[AnyCase], bool], Callable[[AnyCase], int]]
 
 
-def _usual(case: Case) -> bool:
+def _usual(case: AnyCase) -> bool:
     return (case.layout, case.normalize) == (CONTIGUOUS, None)
 
 
@@ -101,19 +102,19 @@ def operations_per_byte(row: Row) -> float:
     case = row.case
     products = case.taps * case.channels * case.pixels
     passes = {FORWARD: 1, BACKWARD: 3, FORWARD_BACKWARD: 4}[row.pass_name]
-    return products * passes / row.minimal_bytes
+    return products * passes / minimal_bytes(case, row.pass_name)
 
 
 def draw_kernel_sizes(results: Results) -> Figure | None:
     """Draw time against kernel size."""
 
-    def hd(dtype: str) -> Callable[[Case], bool]:
+    def hd(dtype: str) -> Callable[[AnyCase], bool]:
         return lambda case: (
             (case.batch, case.channels, case.height, case.dtype) == (1, 3, 1080, dtype)
             and case.channel_filter == "pixel"
         )
 
-    def square(dtype: str) -> Callable[[Case], bool]:
+    def square(dtype: str) -> Callable[[AnyCase], bool]:
         return lambda case: (
             (case.batch, case.channels, case.height, case.dtype) == (1, 64, 512, dtype)
             and case.channel_filter == "pixel"
@@ -164,7 +165,10 @@ def _curves(results: Results, panels: list[Panel], label: str, log: bool = True)
     rows = [
         row
         for row in results.rows
-        if row.clock == DEVICE and row.milliseconds is not None and _usual(row.case)
+        if row.clock == DEVICE
+        and row.milliseconds is not None
+        and isinstance(row.case, Case)
+        and _usual(row.case)
     ]
     passes = (FORWARD, FORWARD_BACKWARD)
     shown = [panel for panel in panels if _has_curve(panel, rows, passes)]
@@ -200,7 +204,7 @@ def _has_curve(panel: Panel, rows: list[Row], passes: Iterable[str]) -> bool:
     return len({number(row.case) for row in ours if covers(row.case)}) > 1
 
 
-def _draw_curves(axes: Axes, rows: list[Row], number: Callable[[Case], int], log: bool) -> None:
+def _draw_curves(axes: Axes, rows: list[Row], number: Callable[[AnyCase], int], log: bool) -> None:
     for provider, (line, color) in STYLES.items():
         points = sorted(
             (number(row.case), row.milliseconds) for row in rows if row.provider == provider

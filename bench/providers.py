@@ -9,10 +9,12 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
-from bench.cases import CHANNELS_LAST, FORWARD, SOFTMAX, Case, Tensors, as_dtype
+from bench.any_case import AnyCase
+from bench.cases import CHANNELS_LAST, FORWARD, SOFTMAX, Case, as_dtype
 from bench.memory import (
     compiled_bytes,
     convolution_bytes,
@@ -70,17 +72,18 @@ class Provider:
     """Something that can be timed."""
 
     name: str
-    make_calls: Callable[[Case, str, list[Tensors]], list[Call]]
+    # The cases that it is given are all of one kind, and the tensors are theirs.
+    make_calls: Callable[[Any, str, list[Any]], list[Call]]
     # Bytes at the peak of one call beyond its arguments and cotangent, results included.
-    temporary_bytes: Callable[[Case, str, torch.device], int]
+    temporary_bytes: Callable[[Any, str, torch.device], int]
     # Why it cannot run this, or None.
-    refusal: Callable[[Case, str, torch.device], str | None]
+    refusal: Callable[[Any, str, torch.device], str | None]
     # Whether products and sums over the taps are rounded to float32 only, whatever the inputs are.
     computes_in_float32: bool = False
     # OWN, ALTERNATIVE, or YARDSTICK: one that does something else, so that it is not checked.
     role: str = ALTERNATIVE
 
-    def peak_bytes(self, case: Case, pass_name: str, device: torch.device) -> int:
+    def peak_bytes(self, case: AnyCase, pass_name: str, device: torch.device) -> int:
         """Return the bytes held at the peak of one call, arguments and cotangent included."""
         held = case.argument_bytes + case.result_bytes
         return held + self.temporary_bytes(case, pass_name, device)
@@ -96,7 +99,7 @@ class Provider:
 
 
 def skip_reason(
-    provider: Provider, case: Case, pass_name: str, device: torch.device, free_bytes: int
+    provider: Provider, case: AnyCase, pass_name: str, device: torch.device, free_bytes: int
 ) -> str | None:
     """Return why the provider is not run, or None if it is.
 
@@ -123,7 +126,8 @@ def _never(case: Case, pass_name: str, device: torch.device) -> str | None:
     return None
 
 
-def _refuses_compiled(case: Case, pass_name: str, device: torch.device) -> str | None:
+def refuses_compiled(case: Any, pass_name: str, device: torch.device) -> str | None:
+    """Return why no code can be generated here, or None."""
     if device.type == "cpu" and not any(
         shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++", "cl")
     ):
@@ -136,7 +140,7 @@ def _refuses_compiled(case: Case, pass_name: str, device: torch.device) -> str |
 def _refuses_compiled_slices(case: Case, pass_name: str, device: torch.device) -> str | None:
     if case.taps > MOST_COMPILED_TAPS:
         return f"generating code for {case.taps} unrolled taps takes too long"
-    return _refuses_compiled(case, pass_name, device)
+    return refuses_compiled(case, pass_name, device)
 
 
 def _refuses_ddf(case: Case, pass_name: str, device: torch.device) -> str | None:
@@ -192,7 +196,7 @@ PROVIDERS = [
         COMPILED_UNFOLD,
         partial(compiled_calls_of, unfold_operation),
         compiled_bytes,
-        _refuses_compiled,
+        refuses_compiled,
     ),
     Provider(
         COMPILED_SLICES,
@@ -210,4 +214,3 @@ PROVIDERS = [
     ),
     Provider(DEVICE_COPY, copy_calls, copy_bytes, _never, role=YARDSTICK),
 ]
-BY_NAME = {provider.name: provider for provider in PROVIDERS}

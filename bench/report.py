@@ -8,10 +8,12 @@ python -m bench.report --readme README.md                     its tables from th
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from bench.cases import CONTIGUOUS, FORWARD, FORWARD_BACKWARD
-from bench.goals import goals_for, outcomes_of
+from bench.cases import CONTIGUOUS, FORWARD, FORWARD_BACKWARD, Case
+from bench.goal import outcomes_of
+from bench.goals import goals_for
 from bench.providers import EAGER_UNFOLD, KPNOPS
 from bench.report_markdown import full_report
 from bench.results import (
@@ -36,6 +38,7 @@ from bench.text import (
     number,
     share,
 )
+from bench.workloads import SUBJECTS
 
 RESULTS_FOLDER = Path(__file__).parent / "results"
 # The results that a README shows, by the name of its block.
@@ -46,7 +49,7 @@ TERMINAL_HEADINGS = [
     "",
     "median",
     "quartiles",
-    "/ kpnops",
+    "/ ours",
     "GB/s",
     "of copy",
     "peak MiB",
@@ -79,7 +82,7 @@ def terminal_report(results: Results) -> str:
     """
     lines = [hardware_line(results)]
     for name, rows in groups_of(results.rows).items():
-        ours = next((row.milliseconds for row in rows if row.provider == KPNOPS), None)
+        ours = next((row.milliseconds for row in rows if row.provider in SUBJECTS), None)
         cells = [_terminal_cells(row, ours) for row in rows if row.status == MEASURED]
         lines += ["", name, *aligned([TERMINAL_HEADINGS, *cells] if cells else [])]
         lines += [
@@ -89,7 +92,7 @@ def terminal_report(results: Results) -> str:
         ]
     lines += [
         "",
-        "/ kpnops: median over that of kpnops. GB/s: bytes that no implementation can avoid over",
+        "/ ours: median over ours. GB/s: bytes that no implementation can avoid over",
         "the median. Of copy: the time of a copy of as many bytes over the median. Peak: memory of",
         "one call beyond its arguments. Saved: kept for the backward beyond arguments and result.",
         "Error: the largest, over its rounding budget. (y): a yardstick, does something else.",
@@ -146,19 +149,21 @@ def readme_table(results: Results) -> str:
     Returns:
         A Markdown table under a line that says what it was measured on; losses are in it too.
     """
-    rows = []
-    for group in groups_of(results.rows).values():
-        first = group[0]
-        if first.pass_name in (FORWARD, FORWARD_BACKWARD) and _is_for_readme(first):
-            cells = _readme_cells(group)
-            if cells is not None:
-                rows.append(cells)
-    return "\n".join([hardware_line(results), "", *markdown_table(README_HEADINGS, rows, left=2)])
+    shown = [
+        row
+        for row in results.rows
+        if row.pass_name in (FORWARD, FORWARD_BACKWARD) and _is_for_readme(row)
+    ]
+    rows = [cells for group in groups_of(shown).values() if (cells := _readme_cells(group))]
+    line = hardware_line(replace(results, rows=shown))
+    return "\n".join([line, "", *markdown_table(README_HEADINGS, rows, left=2)])
 
 
 def _is_for_readme(row: Row) -> bool:
-    """Whether a README shows a row: all of a CPU, of a GPU the main ones."""
+    """Whether a README shows a row: all filters of a CPU, of a GPU the main ones."""
     case = row.case
+    if not isinstance(case, Case):
+        return False
     if row.clock == WALL:
         return True
     return (

@@ -2,9 +2,11 @@
 
 from collections import Counter
 
-from bench.cases import PASSES
-from bench.goals import Outcome, goals_for, outcomes_of
+from bench.cases import PASSES, Case
+from bench.goal import Outcome, outcomes_of
+from bench.goals import goals_for
 from bench.providers import KPNOPS, UNFUSED
+from bench.report_head import head_sections
 from bench.results import (
     ALTERNATIVE,
     COLD,
@@ -20,6 +22,7 @@ from bench.results import (
     groups_of,
 )
 from bench.text import (
+    OTHER_RUN,
     case_title,
     duration,
     duration_or_dash,
@@ -28,9 +31,9 @@ from bench.text import (
     markdown_table,
     number,
     share,
+    time_ratio,
 )
 
-OTHER_RUN = " †"
 CLOCK_TITLES = {
     WALL: "wall clock",
     DEVICE: "device events",
@@ -68,8 +71,10 @@ def full_report(results: Results, pictures: list[str]) -> str:
     for clock, title in CLOCK_TITLES.items():
         for pass_name in PASSES:
             rows = [row for row in results.rows if (row.clock, row.pass_name) == (clock, pass_name)]
+            rows = [row for row in rows if isinstance(row.case, Case)]
             if rows:
                 lines += ["", f"## {pass_name}, {title}", "", *_rows_table(rows)]
+    lines += head_sections(results.rows)
     if any(OTHER_RUN in line for line in lines):
         lines += ["", f"{OTHER_RUN.strip()}: the two were measured in different runs."]
     lines += [*_call_tables(results.rows), *_unmeasured(results.rows)]
@@ -169,8 +174,8 @@ def _rows_table(rows: list[Row]) -> list[str]:
                 number(ours.gigabytes_per_second, 0),
                 share(ours.fraction_of_copy),
                 "–" if best is None else f"{best.provider} {duration_or_dash(best.milliseconds)}",
-                _ratio(best, ours),
-                _ratio(unfused, ours),
+                time_ratio(best, ours),
+                time_ratio(unfused, ours),
                 number(ours.peak_mebibytes, 1),
                 share(ours.memory_beyond_results),
                 number(ours.error),
@@ -178,14 +183,6 @@ def _rows_table(rows: list[Row]) -> list[str]:
             ]
         )
     return markdown_table(headings, cells)
-
-
-def _ratio(other: Row | None, ours: Row) -> str:
-    if other is None or other.milliseconds is None or ours.milliseconds is None:
-        return "–"
-    ratio = other.milliseconds / ours.milliseconds
-    text = f"{ratio:.2f}×" + (" (slower)" if ratio < 1 else "")
-    return text if other.source == ours.source else text + OTHER_RUN
 
 
 def _call_tables(rows: list[Row]) -> list[str]:

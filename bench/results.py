@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD, Case, minimal_bytes
+from bench.any_case import AnyCase, case_from_json, case_to_json
+from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD, minimal_bytes
 from bench.environment import (
     Hardware,
     commit,
@@ -23,6 +24,7 @@ from bench.environment import (
     versions,
 )
 from bench.schema import parse
+from bench.step_cases import StepCase
 
 SCHEMA = 2
 MEASURED = "measured"
@@ -53,7 +55,7 @@ QUIET = 0.25
 class Row:
     """One provider on one case and pass; None where nothing was measured."""
 
-    case: Case
+    case: AnyCase
     pass_name: str  # "pass" in the file
     clock: str  # one of CLOCKS
     provider: str
@@ -80,36 +82,48 @@ class Row:
         return f"{self.case.name} {self.pass_name}{clock}"
 
     @property
-    def key(self) -> tuple[Case, str, str, str]:
+    def key(self) -> tuple[AnyCase, str, str, str]:
         """What no two rows of a file share."""
         return self.case, self.pass_name, self.clock, self.provider
 
     @property
-    def minimal_bytes(self) -> int:
-        """Memory traffic that the pass cannot go below."""
+    def minimal_bytes(self) -> int | None:
+        """Memory traffic that the pass cannot go below, None of a training step."""
+        if isinstance(self.case, StepCase):
+            return None
         return minimal_bytes(self.case, self.pass_name)
 
     @property
     def gigabytes_per_second(self) -> float | None:
         """Those bytes over the median."""
-        if self.milliseconds is None:
+        if self.milliseconds is None or self.minimal_bytes is None:
             return None
         return self.minimal_bytes / self.milliseconds / 1e6
 
     @property
-    def memory_beyond_results(self) -> float | None:
-        """Peak beyond arguments, results and gradients, as a share of all of these."""
-        if self.peak_mebibytes is None:
+    def bytes_beyond_results(self) -> float | None:
+        """Peak beyond arguments, results and gradients; None of a training step."""
+        if self.peak_mebibytes is None or isinstance(self.case, StepCase):
             return None
+        return max(0.0, self.peak_mebibytes * MEBIBYTE - self._results_bytes)
+
+    @property
+    def memory_beyond_results(self) -> float | None:
+        """The same as a share of arguments, cotangent, results and gradients."""
+        beyond = self.bytes_beyond_results
+        if beyond is None:
+            return None
+        cotangent = 0 if self.pass_name == FORWARD else self.case.result_bytes
+        return beyond / (self.case.argument_bytes + cotangent + self._results_bytes)
+
+    @property
+    def _results_bytes(self) -> int:
         case = self.case
-        results = {
+        return {
             FORWARD: case.result_bytes,
             BACKWARD: case.argument_bytes,
             FORWARD_BACKWARD: case.result_bytes + case.argument_bytes,
         }[self.pass_name]
-        cotangent = 0 if self.pass_name == FORWARD else case.result_bytes
-        beyond = self.peak_mebibytes * MEBIBYTE - results
-        return max(0.0, beyond) / (case.argument_bytes + cotangent + results)
 
 
 @dataclass(frozen=True)
@@ -257,29 +271,9 @@ def load(path: Path) -> Results:
 
 def row_to_json(row: Row) -> dict[str, Any]:
     """Return the row as the file holds it."""
-    case = row.case
-    data = {
-        "case": {
-            "shape": [case.batch, case.channels, case.height, case.width],
-            "kernel_size": case.kernel_size,
-            "form": case.channel_filter,
-            "layout": case.layout,
-            "normalize": case.normalize,
-        },
-        "dtype": case.dtype,
-        "pass": row.pass_name,
-    }
+    data = {"case": case_to_json(row.case), "dtype": row.case.dtype, "pass": row.pass_name}
     others = dataclasses.fields(row)[2:]
     return data | {field.name: getattr(row, field.name) for field in others}
-
-
-@dataclass(frozen=True)
-class _CaseInFile:
-    shape: tuple[int, int, int, int]
-    kernel_size: int
-    form: str
-    layout: str
-    normalize: str | None
 
 
 def row_from_json(data: Any, where: str = "row") -> Row:
@@ -299,20 +293,8 @@ def row_from_json(data: Any, where: str = "row") -> Row:
     if not isinstance(data, dict) or data.keys() != names:
         found = sorted(data) if isinstance(data, dict) else data
         raise ValueError(f"{where}: expected the fields {sorted(names)}, got {found!r}")
-    in_file = parse(_CaseInFile, data["case"], f"{where}.case")
-    filters, _, image = parse(str, data["dtype"], f"{where}.dtype").partition("+")
-    try:
-        case = Case(
-            *in_file.shape,
-            kernel_size=in_file.kernel_size,
-            channel_filter=in_file.form,
-            input_dtype=image or filters,
-            filter_dtype=filters,
-            layout=in_file.layout,
-            normalize=in_file.normalize,
-        )
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    dtype = parse(str, data["dtype"], f"{where}.dtype")
+    case = case_from_json(data["case"], dtype, where)
     values = {key: value for key, value in data.items() if key not in ("case", "dtype", "pass")}
     values["pass_name"] = data["pass"]
     return parse(Row, values, where, given={"case": case})

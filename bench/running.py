@@ -11,11 +11,11 @@ from typing import Any
 from bench.environment import source_digest
 from bench.matrix import Task
 from bench.pool import Worker, WorkerDiedError
-from bench.providers import BY_NAME, KPNOPS
 from bench.results import (
     COLD,
     FAILED,
     HOST,
+    OWN,
     YARDSTICK,
     Results,
     Row,
@@ -25,6 +25,7 @@ from bench.results import (
     stamped,
 )
 from bench.worker import task_to_json
+from bench.workloads import BY_NAME
 
 # A provider whose first call takes longer is listed as such.
 COMPILE_LIMIT = 60.0
@@ -168,7 +169,7 @@ def generate_code(tasks: list[Task], run: Run) -> None:
         for task in tasks
         if task.clock not in (HOST, COLD)
         for provider in task.providers
-        if "compiled" in provider or provider == KPNOPS
+        if "compiled" in provider or BY_NAME[provider].role == OWN
     ]
     if not jobs or run.compile_workers < 1:
         return

@@ -33,10 +33,15 @@ class StaticResults:
 
 def collect(rows: list[Row], target: str) -> StaticResults:
     """Return the rows, sorted by name, with date and versions."""
+    date, versions = stamp()
+    return StaticResults(SCHEMA, date, target, versions, sorted(rows, key=lambda row: row.name))
+
+
+def stamp() -> tuple[str, dict[str, str]]:
+    """Return the date in UTC, and the versions of what compiles."""
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in ("kpnops", "torch", "triton")}
-    date = datetime.now(UTC).date().isoformat()
-    return StaticResults(SCHEMA, date, target, versions, sorted(rows, key=lambda row: row.name))
+    return datetime.now(UTC).date().isoformat(), versions
 
 
 def save(results: StaticResults, path: Path) -> None:

@@ -1,8 +1,11 @@
 """Numbers, cases and tables as text."""
 
+from bench.any_case import AnyCase
 from bench.cases import CONTIGUOUS, Case
-from bench.goals import Goal, Outcome
-from bench.results import QUIET, Results
+from bench.goal import Goal, Outcome
+from bench.results import QUIET, Results, Row
+
+OTHER_RUN = " †"
 
 
 def duration(milliseconds: float) -> str:
@@ -34,7 +37,7 @@ def number(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def case_title(case: Case) -> str:
+def case_title(case: AnyCase) -> str:
     """Return a case as a reader wants it.
 
     Args:
@@ -44,6 +47,8 @@ def case_title(case: Case) -> str:
         Such as `1×3×512×512, K = 5, per pixel`, with data types, layout and softmax where they are
         not the usual ones.
     """
+    if not isinstance(case, Case):
+        return case.title
     title = f"{case.batch}×{case.channels}×{case.height}×{case.width}, K = {case.kernel_size}"
     title += f", per {case.channel_filter}"
     if case.input_dtype != case.filter_dtype:
@@ -55,11 +60,20 @@ def case_title(case: Case) -> str:
     return title if case.normalize is None else f"{title}, {case.normalize}"
 
 
+def time_ratio(other: Row | None, ours: Row) -> str:
+    """Return the time of another row over that of ours, and whether they are of different runs."""
+    if other is None or other.milliseconds is None or ours.milliseconds is None:
+        return "–"
+    ratio = other.milliseconds / ours.milliseconds
+    text = f"{ratio:.2f}×" + (" (slower)" if ratio < 1 else "")
+    return text if other.source == ours.source else text + OTHER_RUN
+
+
 def hardware_line(results: Results) -> str:
-    """Return hardware, threads, versions, commit and date in one line.
+    """Return hardware, threads, versions, commits and last date of the rows in one line.
 
     Args:
-        results: a run.
+        results: rows, of one run or of several that were merged.
 
     Returns:
         The line; it ends in a warning if other processes ran meanwhile.
@@ -71,7 +85,10 @@ def hardware_line(results: Results) -> str:
     named = [f"{name} {version}" for name, version in header.versions.items() if name != "system"]
     if header.driver is not None:
         named.append(f"driver {header.driver}")
-    line = f"{where}; {', '.join(named)}; commit {header.commit}; {header.date[:10]}"
+    commits = list(dict.fromkeys(row.commit for row in results.rows if row.commit))
+    date = max((row.date for row in results.rows if row.date), default=header.date)
+    named_commits = ", ".join(commits or [header.commit])
+    line = f"{where}; {', '.join(named)}; commit {named_commits}; {date[:10]}"
     loads = [row.other_load for row in results.rows if row.other_load is not None]
     # A GPU's clock does not hear what the host's other processes do.
     if header.hardware.kind == "cpu" and loads and max(loads) > QUIET:

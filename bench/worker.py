@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from bench.cases import Case
+from bench.any_case import case_from_request, case_to_request
 from bench.first_call import first_call_rows
 from bench.host import host_rows
 from bench.matrix import Task
 from bench.measure import DeviceLostError, measure_group
-from bench.operations import prepare
-from bench.providers import BY_NAME, skip_reason
+from bench.operations import load_compiler, prepare
+from bench.providers import skip_reason
 from bench.results import COLD, GRAPH, HOST, Row, make_header, row_to_json
 from bench.timing import copy_rate, free_memory, synchronize
+from bench.workloads import BY_NAME, workload_of
 
 # The exit status of a process whose device's context is broken.
 LOST = 17
@@ -34,12 +35,13 @@ LOST = 17
 
 def task_to_json(task: Task) -> dict[str, Any]:
     """Return the task as a request holds it."""
-    return dataclasses.asdict(task)
+    return dataclasses.asdict(task) | {"case": case_to_request(task.case)}
 
 
 def task_from_json(data: dict[str, Any]) -> Task:
     """Return the task that `task_to_json` wrote."""
-    values = data | {"case": Case(**data["case"]), "providers": tuple(data["providers"])}
+    case = case_from_request(data["case"])
+    values = data | {"case": case, "providers": tuple(data["providers"])}
     return Task(**values)
 
 
@@ -78,17 +80,15 @@ def compile_task(task: Task, device: torch.device) -> float | None:
     Returns:
         The seconds of the call, None where the provider cannot run this.
     """
-    from bench.cases import make_tensors
-    from bench.operations import _load_compiler
-
     (name,) = task.providers
     provider = BY_NAME[name]
     torch._dynamo.reset()
     if skip_reason(provider, task.case, task.pass_name, device, free_memory(device) // 2):
         return None
+    tensors = workload_of(task.case).make_tensors(task.case, device)
     if "compiled" in name:
-        _load_compiler(device)
-    (call,) = provider.make_calls(task.case, task.pass_name, [make_tensors(task.case, device)])
+        load_compiler(device)
+    (call,) = provider.make_calls(task.case, task.pass_name, [tensors])
     start = time.perf_counter()
     prepare(call)
     call()

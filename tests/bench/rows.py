@@ -2,7 +2,7 @@
 
 from bench.cases import FORWARD, Case
 from bench.environment import Hardware
-from bench.providers import BY_NAME, KPNOPS
+from bench.providers import KPNOPS
 from bench.results import (
     FAILED,
     MEASURED,
@@ -14,6 +14,7 @@ from bench.results import (
     Results,
     Row,
 )
+from bench.workloads import BY_NAME
 
 CASE = Case(1, 3, 512, 512, 5)
 CPU_HARDWARE = Hardware("cpu", "Some CPU", "Some CPU", 2, 1, 2**34)

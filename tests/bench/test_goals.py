@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from bench.cases import BACKWARD, CHANNELS_LAST, FORWARD, FORWARD_BACKWARD, SOFTMAX, Case
-from bench.goals import CPU_GOALS, GPU_GOALS, goals_for, outcomes_of
+from bench.goal import outcomes_of
+from bench.goals import CPU_GOALS, GPU_GOALS, goals_for
 from bench.results import COLD, DEVICE, GRAPH, HOST, QUIET, WARM
 from tests.bench.rows import CASE, measured, skipped
 
@@ -33,6 +34,8 @@ def test_cpu_goals_are_those_asked_for():
         "CPU, forward+backward: eager unfold ÷ kpnops": 5,
         "CPU, forward: best compiled alternative ÷ kpnops": 0.5,
         "CPU, forward+backward: best compiled alternative ÷ kpnops": 0.75,
+        "CPU, predict_filter, forward: our own unfused ÷ fused": 1.0,
+        "CPU, predict_filter, forward+backward: our own unfused ÷ fused": 1.0,
     }
     assert goals_for("cpu") is CPU_GOALS
     assert goals_for("cuda") is GPU_GOALS

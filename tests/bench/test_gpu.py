@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from bench import gpu
-from bench.gpu import main, open_results, options_of
+from bench.gpu import main, options_of
 from bench.gpu_tests import run_tests, summary
 from bench.results import FAILED, HOST, WALL, GpuTests, load, save
+from bench.session import open_results
 from tests.bench.rows import DATE, GPU_HARDWARE, measured, run
 
 TINY = ["--device", "cpu", "--tiny", "--seconds", "0.001", "--no-report"]

@@ -4,11 +4,13 @@ from collections import Counter
 
 import pytest
 
-from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD
+from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD, Case
 from bench.goals import GPU_GOALS
 from bench.matrix import EMPTY_OP, MIXED, PARTS, gpu_tasks, tiny_tasks
-from bench.providers import BY_NAME, COMPILED_SLICES
+from bench.providers import COMPILED_SLICES
 from bench.results import COLD, DEVICE, GRAPH, HOST, WALL
+from bench.step_cases import STEP
+from bench.workloads import BY_NAME
 from tests.bench.rows import measured
 
 TASKS = gpu_tasks()
@@ -53,8 +55,9 @@ def test_the_rows_asked_for_are_there():
         assert any(case.kernel_size == kernel_size and case.height == 1080 for case in cases)
     assert {case.layout for case in cases} == {"contiguous", "channels_last"}
     assert {case.normalize for case in cases} == {None, "softmax"}
-    assert any((case.input_dtype, case.filter_dtype) == MIXED for case in cases)
-    assert {pass_name for _, pass_name in timed} == {FORWARD, BACKWARD, FORWARD_BACKWARD}
+    filters = [case for case in cases if isinstance(case, Case)]
+    assert any((case.input_dtype, case.filter_dtype) == MIXED for case in filters)
+    assert {pass_name for _, pass_name in timed} == {FORWARD, BACKWARD, FORWARD_BACKWARD, STEP}
     in_graph = [task.case for task in TASKS if task.clock == GRAPH]
     assert len({case.shape for case in in_graph if case.dtype == "float32"}) == 7
     assert any(task.clock == HOST for task in TASKS)

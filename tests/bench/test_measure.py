@@ -8,6 +8,7 @@ import torch
 
 import bench.measure
 import bench.memory
+import bench.workloads
 from bench.cases import (
     BACKWARD,
     CHANNELS_LAST,
@@ -170,7 +171,7 @@ def test_without_seconds_results_are_checked_and_nothing_is_timed():
 
 def test_without_memory_nothing_is_made(monkeypatch):
     monkeypatch.setattr(bench.measure, "free_memory", lambda device: 1000)
-    monkeypatch.delattr(bench.measure, "make_tensors")
+    monkeypatch.delattr(bench.measure, "workload_of")
     measurements = measure_group(PLAIN, CASE, FORWARD, CPU, seconds=1.0)
     assert set(statuses(measurements).values()) == {SKIPPED}
     assert "over half of" in measurements["kpnops"].row.reason
@@ -183,8 +184,8 @@ def test_oracle_that_does_not_fit_is_computed_for_each_provider(monkeypatch):
         made.append(arguments)
         return tiles(*arguments)
 
-    tiles = bench.measure.oracle_tiles
-    monkeypatch.setattr(bench.measure, "oracle_tiles", counted)
+    tiles = bench.workloads.oracle_tiles
+    monkeypatch.setattr(bench.workloads, "oracle_tiles", counted)
     monkeypatch.setattr(bench.memory, "KPNOPS_CPU_WORKSPACE", 0)
     providers = [PLAIN[0], PLAIN[3]]
     case = Case(1, 3, 64, 64, 3)

@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from bench.cases import FORWARD, Case
-from bench.results import load
-from bench.session import Measurements
+from bench.head_cases import HeadCase
+from bench.results import Results, load, make_header, save
+from bench.session import Measurements, check_mergeable, merged_results
+from tests.bench.rows import measured, run
 
 ROOT = Path(__file__).resolve().parents[2]
 CASE = Case(1, 3, 16, 16, 3)
@@ -32,6 +35,36 @@ def test_untimed_rows_are_not_results():
     measurements = Measurements(torch.device("cpu"))
     measurements.of(CASE, FORWARD, "kpnops", {"kpnops"}, timed=False)
     assert measurements.rows == []
+
+
+def test_rows_are_merged_into_a_file_of_the_same_machine_and_versions(tmp_path):
+    path, device = tmp_path / "cpu.json", torch.device("cpu")
+    new = Results(make_header(device), [measured("kpnops", 3.0), measured("predict_filter")])
+    check_mergeable(path, device)
+    assert merged_results(new, path) == new
+    save(replace(new, rows=[measured("kpnops", 2.0), measured("eager_unfold")]), path)
+    check_mergeable(path, device)
+    merged = merged_results(new, path)
+    assert {row.provider: row.milliseconds for row in merged.rows} == {
+        "kpnops": 3.0,
+        "eager_unfold": 2.5,
+        "predict_filter": 2.5,
+    }
+    save(run([]), path)
+    with pytest.raises(ValueError, match=r"--merge: .*was measured with the hardware"):
+        check_mergeable(path, device)
+    header = replace(new.header, versions={"torch": "1"})
+    save(Results(header, []), path)
+    with pytest.raises(ValueError, match=r"with the versions \{'torch': '1'\}"):
+        check_mergeable(path, device)
+
+
+def test_groups_of_every_kind_are_measured_by_their_own_providers():
+    measurements = Measurements(torch.device("cpu"))
+    case = HeadCase(1, 3, 8, 8, 3, 4)
+    selected = {"predict_filter", "conv_kpnops", "kpnops"}
+    measurements.of(case, FORWARD, "predict_filter", selected, timed=True)
+    assert [row.provider for row in measurements.rows] == ["predict_filter", "conv_kpnops"]
 
 
 def test_a_run_of_two_providers(tmp_path):

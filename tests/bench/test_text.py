@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from bench.cases import CHANNELS_LAST, SOFTMAX
-from bench.goals import CPU_GOALS, GPU_GOALS, Outcome
+from bench.goal import Outcome
+from bench.goals import CPU_GOALS, GPU_GOALS
 from bench.text import (
     aligned,
     case_title,

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bench import timing
-from bench.bench_decoupled_filter import ReplayClock
 from bench.cases import BACKWARD, Case, make_tensors
 from bench.graphs import GraphCall
 from bench.operations import OperationCall, slices_operation
+from bench.replay import ReplayClock
 from bench.timing import (
     TURNS,
     OtherLoad,
