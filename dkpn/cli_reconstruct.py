@@ -17,7 +17,13 @@ from dkpn.cli_common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from dkpn.config import DKPNConfig
+    from dkpn.model import DKPN
+    from dkpn.photo_io import Photo
     from dkpn.reconstruct import Job, Options
+    from dkpn.viewer import View
 
 FORMATS = ("exr", "hdr", "tif", "png", "avif", "jpg")
 
@@ -148,7 +154,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
         raise UsageError(f"--report {report}: exists already; allow that with --overwrite")
 
 
-def _check_memory(config, how: "Options", device: str) -> None:
+def _check_memory(config: "DKPNConfig", how: "Options", device: str) -> None:
     from dkpn.cli_common import usable_device
     from dkpn.tiles import tile_side
 
@@ -172,10 +178,11 @@ def _one_line(job: "Job", error: BaseException) -> str:
 class _Report:
     """Collects results for the page; pictures are reduced at once, so that few bytes are kept."""
 
-    def __init__(self, model, path: Path | None, white_nits: float) -> None:
-        self.model, self.path, self.white_nits, self.views = model, path, white_nits, []
+    def __init__(self, model: "DKPN", path: Path | None, white_nits: float) -> None:
+        self.model, self.path, self.white_nits = model, path, white_nits
+        self.views: list[View] = []
 
-    def add(self, job: "Job", photo, result) -> None:
+    def add(self, job: "Job", photo: "Photo", result: "np.ndarray") -> None:
         """Keep a photo and its result."""
         from dkpn.viewer import View, look_inside, reduced_view
 

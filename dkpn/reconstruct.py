@@ -295,7 +295,7 @@ def _naming(path: Path) -> Iterator[None]:
 def preview(image: np.ndarray) -> np.ndarray:
     """Tone-map an HDR image, (H, W, 3) float32 linear, to uint8 sRGB for an ordinary screen.
 
-    Of a large image every so-manieth pixel is shown, at most 4,096 along a side.
+    Of a large image every n-th pixel is shown, at most 4,096 along a side.
     """
     step = -(-max(image.shape[:2]) // _PREVIEW_SIDE)
     small = np.ascontiguousarray(image[::step, ::step])

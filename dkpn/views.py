@@ -173,7 +173,7 @@ def photo_tensor(pixels: np.ndarray, device: torch.device | str = "cpu") -> Tens
 
 
 def thumbnail(scene: Scene, height: int = 64) -> np.ndarray:
-    """Largest channel of every so-manieth pixel, to judge views by before they are made: (h, w)."""
+    """Largest channel of every n-th pixel, (h, w), to judge views by before they are made."""
     step = max(1, scene.pixels.shape[0] // height)
     return scene.pixels[::step, ::step].max(axis=2).astype(np.float32)
 
