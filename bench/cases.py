@@ -43,8 +43,34 @@ class Tensors(NamedTuple):
         return self.input, self.spatial_filter, self.channel_filter
 
 
+class Sizes:
+    """What the sizes of a case tell, of whichever kind it is."""
+
+    batch: int
+    channels: int
+    height: int
+    width: int
+    kernel_size: int
+
+    @property
+    def shape(self) -> str:
+        """The input's sizes and the kernel size, as in `1x3x512x512-K5`."""
+        sizes = f"{self.batch}x{self.channels}x{self.height}x{self.width}"
+        return f"{sizes}-K{self.kernel_size}"
+
+    @property
+    def taps(self) -> int:
+        """Number of taps of the filter, K*K."""
+        return self.kernel_size**2
+
+    @property
+    def pixels(self) -> int:
+        """Number of output pixels over the whole batch."""
+        return self.batch * self.height * self.width
+
+
 @dataclass(frozen=True)
-class Case:
+class Case(Sizes):
     """One problem: stride 1, dilation 1, zero padding, one spatial group, `combine="mul"`.
 
     Raises:
@@ -76,12 +102,6 @@ class Case:
             as_dtype(dtype)  # raises for an unknown name
 
     @property
-    def shape(self) -> str:
-        """The input's sizes and the kernel size, as in `1x3x512x512-K5`."""
-        sizes = f"{self.batch}x{self.channels}x{self.height}x{self.width}"
-        return f"{sizes}-K{self.kernel_size}"
-
-    @property
     def name(self) -> str:
         """Unique name of the case."""
         parts = [self.shape, self.channel_filter, self.dtype]
@@ -97,16 +117,6 @@ class Case:
         if self.input_dtype == self.filter_dtype:
             return self.input_dtype
         return f"{self.filter_dtype}+{self.input_dtype}"
-
-    @property
-    def taps(self) -> int:
-        """Number of taps of the filter, K*K."""
-        return self.kernel_size**2
-
-    @property
-    def pixels(self) -> int:
-        """Number of output pixels over the whole batch."""
-        return self.batch * self.height * self.width
 
     @property
     def result_dtype(self) -> torch.dtype:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import CONTIGUOUS, SOFTMAX, as_dtype
+from bench.cases import CONTIGUOUS, SOFTMAX, Sizes, as_dtype
 
 IEEE = "ieee"
 TF32 = "tf32"
@@ -35,7 +35,7 @@ class HeadTensors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeadCase:
+class HeadCase(Sizes):
     """One problem: one group, a softmax over the taps, zero padding, no channel filter.
 
     Raises:
@@ -69,12 +69,6 @@ class HeadCase:
         return BF16 if self.dtype == "bfloat16" else self.precision
 
     @property
-    def shape(self) -> str:
-        """The input's sizes and the kernel size, as in `1x3x512x512-K5`."""
-        sizes = f"{self.batch}x{self.channels}x{self.height}x{self.width}"
-        return f"{sizes}-K{self.kernel_size}"
-
-    @property
     def name(self) -> str:
         """Unique name of the case."""
         return f"{self.shape}-head-F{self.features}-{self.mode}"
@@ -84,16 +78,6 @@ class HeadCase:
         """The case as a reader wants it."""
         sizes = f"{self.batch}×{self.channels}×{self.height}×{self.width}"
         return f"{sizes}, K = {self.kernel_size}, F = {self.features}, {self.mode}"
-
-    @property
-    def taps(self) -> int:
-        """Number of taps of the filter, K*K."""
-        return self.kernel_size**2
-
-    @property
-    def pixels(self) -> int:
-        """Number of output pixels over the whole batch."""
-        return self.batch * self.height * self.width
 
     @property
     def size(self) -> int:

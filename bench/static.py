@@ -14,18 +14,18 @@ loop one over taps) is counted from the first instruction to the last. A line wi
 a row that breaks a limit of static_gates.py.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 
-from bench.compiled import TARGETS, compile_cold
+from bench import static_table
+from bench.compiled import compile_cold
 from bench.static_count import Row, count
 from bench.static_gates import missed
 from bench.static_problems import Problem, launches, problems, row_name
 from bench.static_results import FILE, collect, save
+from bench.static_table import TARGET
 from kpnops._decoupled_filter.plan import Launch
 
-TARGET = "sm_90"
 COLUMNS = {
     "registers": "registers",
     "stack": "stack_bytes",
@@ -58,30 +58,19 @@ def chosen(only: str = "") -> Iterator[tuple[Problem, str, Launch]]:
 
 def heading() -> str:
     """Return the first line of the table."""
-    return " ".join(["row".ljust(_NAME_WIDTH), *(f"{name:>9}" for name in COLUMNS), " counts"])
+    return static_table.heading(COLUMNS, _NAME_WIDTH)
 
 
 def line(row: Row) -> str:
     """Return a row as a line of the table."""
-    cells = {name: getattr(row, field) for name, field in COLUMNS.items()}
-    text = [f"{'-' if cell is None else cell:>{max(9, len(name))}}" for name, cell in cells.items()]
-    counts = " ".join(f"{name} {number}" for name, number in row.counts.items())
-    return " ".join([row.name.ljust(_NAME_WIDTH), *text, " " + counts])
+    return static_table.line(row, COLUMNS, _NAME_WIDTH)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if a row breaks a limit."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.static",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", default="", help="words that the names of rows must have")
-    parser.add_argument("--target", default=TARGET, choices=[t for t in TARGETS if "sm_" in t])
-    parser.add_argument("--save", action="store_true", help=f"write {FILE.name}: all rows, sm_90")
+    parser = static_table.option_parser("bench.static", __doc__, FILE)
     options = parser.parse_args(arguments)
-    if options.save and (options.only or options.target != TARGET):
-        parser.error("--save needs all rows, for sm_90")
+    static_table.require_all_to_save(parser, options)
     selected = list(chosen(options.only))
     if not selected:
         parser.error(f"no row has all words of {options.only!r}; the first: {names()[:3]}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bench.compiled import compile_cold, compile_launch, specialise
-from bench.sass import TENSOR_PRODUCTS, Instruction, read_kernel
+from bench.sass import TENSOR_PRODUCTS, Instruction, Kernel, read_kernel
 from bench.sass_path import HotPath, hot_path
 from bench.static_problems import SIZES, Problem, row_name
 from kpnops._decoupled_filter.plan import Launch
@@ -52,12 +52,7 @@ def count(problem: Problem, pass_name: str, launch: Launch, target: str, cold: b
         target: "sm_90" or another NVIDIA key of TARGETS.
         cold: compile with an empty cache, and say how long it took.
     """
-    seconds = None
-    if cold:
-        compiled, seconds = compile_cold(launch, target)
-    else:
-        compiled = compile_launch(launch, target)
-    kernel = read_kernel(compiled.asm["cubin"], pointers(launch))
+    kernel, seconds = compiled_kernel(launch, target, cold)
     hot = hot_path(kernel)
     threads = 32 * launch.num_warps
     outputs = _of_a_program(launch, launch.arguments["x_ptr"])
@@ -75,7 +70,7 @@ def count(problem: Problem, pass_name: str, launch: Launch, target: str, cold: b
         registers=kernel.registers,
         stack_bytes=kernel.stack_bytes,
         instructions=len(kernel.instructions),
-        compile_seconds=None if seconds is None else round(seconds, 1),
+        compile_seconds=seconds,
         outputs=round(outputs),
         loop_instructions=len(loop) if by_loop else None,
         loop_outputs=round(trip) if by_loop else None,
@@ -86,6 +81,25 @@ def count(problem: Problem, pass_name: str, launch: Launch, target: str, cold: b
         pixels_per_spatial_load=_pixels_per_load(launch, hot),
         counts=_counts(loop if by_loop else hot.path.everything),
     )
+
+
+def compiled_kernel(launch: Launch, target: str, cold: bool) -> tuple[Kernel, float | None]:
+    """Compile a launch and read its instructions.
+
+    Args:
+        launch: the launch.
+        target: "sm_90" or another NVIDIA key of TARGETS.
+        cold: compile with an empty cache.
+
+    Returns:
+        The kernel, and the seconds that it took, to tenths, if ``cold``.
+    """
+    if cold:
+        compiled, seconds = compile_cold(launch, target)
+    else:
+        compiled, seconds = compile_launch(launch, target), None
+    kernel = read_kernel(compiled.asm["cubin"], pointers(launch))
+    return kernel, None if seconds is None else round(seconds, 1)
 
 
 def pointers(launch: Launch) -> list[str]:

@@ -10,22 +10,18 @@ instructions for a pixel and tap, and how often some instructions are in that lo
 the whole path). The one limit is that nothing spills; the other figures show what a change did.
 """
 
-import argparse
-import dataclasses
-import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.compiled import TARGETS, compile_cold
-from bench.schema import parse
+from bench import static_table
+from bench.compiled import compile_cold
 from bench.static_head_count import HeadProblem, HeadRow, count_head, head_launches, head_problems
-from bench.static_results import stamp
+from bench.static_results import read, save, stamp
+from bench.static_table import TARGET
 from kpnops._decoupled_filter.plan import Launch
 
-TARGET = "sm_90"
 SCHEMA = 1
 FILE = Path(__file__).parent / "results" / "static-head.json"
 COLUMNS = {
@@ -37,7 +33,6 @@ COLUMNS = {
     "/tap": "per_tap",
 }
 _NAME_WIDTH = 66
-_CURE = "run `python -m bench.static_head --save` again"
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,12 @@ def missed(row: HeadRow) -> list[str]:
 
 def heading() -> str:
     """Return the first line of the table."""
-    return " ".join(["row".ljust(_NAME_WIDTH), *(f"{name:>9}" for name in COLUMNS), " counts"])
+    return static_table.heading(COLUMNS, _NAME_WIDTH)
 
 
 def line(row: HeadRow) -> str:
     """Return a row as a line of the table."""
-    cells = [getattr(row, field) for field in COLUMNS.values()]
-    text = [f"{'-' if cell is None else cell:>9}" for cell in cells]
-    counts = " ".join(f"{name} {number}" for name, number in row.counts.items())
-    return " ".join([row.name.ljust(_NAME_WIDTH), *text, " " + counts])
+    return static_table.line(row, COLUMNS, _NAME_WIDTH)
 
 
 def collect(rows: list[HeadRow], target: str) -> HeadStaticResults:
@@ -89,56 +81,16 @@ def collect(rows: list[HeadRow], target: str) -> HeadStaticResults:
     return HeadStaticResults(SCHEMA, date, target, versions, ordered)
 
 
-def save(results: HeadStaticResults, path: Path) -> None:
-    """Write results, a row on a line, compile times in whole seconds; an existing file is replaced
-    only once the new one is whole."""
-    data = dataclasses.asdict(results)
-    for row in data["rows"]:
-        if row["compile_seconds"] is not None:
-            row["compile_seconds"] = float(round(row["compile_seconds"]))
-    rows = ",\n".join("  " + json.dumps(row) for row in data.pop("rows"))
-    header = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(f'{{\n{header},\n "rows": [\n{rows}\n ]\n}}\n')
-    os.replace(partial, path)
-
-
 def load(path: Path) -> HeadStaticResults:
-    """Read results and check them against the schema.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is not JSON, or not of this schema; names the field.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {_CURE}")
-    try:
-        data = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_CURE}") from error
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}, got {found}; {_CURE}")
-    try:
-        return parse(HeadStaticResults, data, str(path))
-    except ValueError as error:
-        raise ValueError(f"{error}; {_CURE}") from error
+    """Read results, see :func:`bench.static_results.read`."""
+    return read(path, HeadStaticResults, SCHEMA, "bench.static_head")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 1 if a row spills."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.static_head",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--only", default="", help="words that the names of rows must have")
-    parser.add_argument("--target", default=TARGET, choices=[t for t in TARGETS if "sm_" in t])
-    parser.add_argument("--save", action="store_true", help=f"write {FILE.name}: all rows, sm_90")
+    parser = static_table.option_parser("bench.static_head", __doc__, FILE)
     options = parser.parse_args(arguments)
-    if options.save and (options.only or options.target != TARGET):
-        parser.error("--save needs all rows, for sm_90")
+    static_table.require_all_to_save(parser, options)
     selected = list(chosen(options.only))
     if not selected:
         parser.error(f"no row has all words of {options.only!r}; the first: {names()[:3]}")

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from bench.cases import as_dtype
-from bench.compiled import compile_cold, compile_launch
 from bench.head_cases import BF16, FEATURES, IEEE, MODES, TF32
-from bench.sass import Kernel, leaders, read_kernel
+from bench.sass import Kernel, leaders
 from bench.sass_path import hot_path, loops
-from bench.static_count import COUNTED, pointers
+from bench.static_count import COUNTED, compiled_kernel
 from bench.static_problems import BACKWARD, BATCH, FORWARD, SIZES
 from kpnops._decoupled_filter.geometry import Window
 from kpnops._decoupled_filter.plan import Launch
@@ -122,12 +121,7 @@ def count_head(
         target: "sm_90" or another NVIDIA key of TARGETS.
         cold: compile with an empty cache, and say how long it took.
     """
-    seconds = None
-    if cold:
-        compiled, seconds = compile_cold(launch, target)
-    else:
-        compiled = compile_launch(launch, target)
-    kernel = read_kernel(compiled.asm["cubin"], pointers(launch))
+    kernel, seconds = compiled_kernel(launch, target, cold)
     path = hot_path(kernel).path
     longest = max(path.loops, key=lambda loop: len(loop.everything), default=None)
     names = [item.name for item in (longest or path).everything]
@@ -140,7 +134,7 @@ def count_head(
         registers=kernel.registers,
         stack_bytes=kernel.stack_bytes,
         instructions=len(kernel.instructions),
-        compile_seconds=None if seconds is None else round(seconds, 1),
+        compile_seconds=seconds,
         loop_instructions=None if longest is None else len(longest.everything),
         per_tap=_per_tap(problem, launch, len((longest or path).everything), kernel),
         counts={name: names.count(name) for name in COUNTED if name in names},

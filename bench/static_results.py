@@ -1,4 +1,4 @@
-"""Counts as data: the schema of `bench/results/static.json`, written and read here alone.
+"""Counts as data: the schema of `bench/results/static.json`; written and read here.
 
 A row is a line, so that a change of a kernel shows as the lines that it changes.
 """
@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from bench.schema import parse
 from bench.static_count import Row
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 SCHEMA = 1
 FILE = Path(__file__).parent / "results" / "static.json"
-_CURE = "run `python -m bench.static --save` again"
+Results = TypeVar("Results")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,9 @@ def stamp() -> tuple[str, dict[str, str]]:
     return datetime.now(UTC).date().isoformat(), versions
 
 
-def save(results: StaticResults, path: Path) -> None:
-    """Write results; an existing file is replaced only once the new one is whole.
+def save(results: "DataclassInstance", path: Path) -> None:
+    """Write results, of this table or another one with rows; an existing file is replaced only once
+    the new one is whole.
 
     Compile times are kept in whole seconds: the rest differs from run to run.
     """
@@ -62,22 +67,34 @@ def save(results: StaticResults, path: Path) -> None:
 
 
 def load(path: Path) -> StaticResults:
-    """Read results and check them against the schema.
+    """Read results, see :func:`read`."""
+    return read(path, StaticResults, SCHEMA, "bench.static")
+
+
+def read(path: Path, kind: type[Results], schema: int, module: str) -> Results:
+    """Read a file of counts and check it against its schema.
+
+    Args:
+        path: the file.
+        kind: the dataclass that it holds.
+        schema: the number of its schema.
+        module: whose ``--save`` writes it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not JSON, or not of this schema; names the field.
     """
+    cure = f"run `python -m {module} --save` again"
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {_CURE}")
+        raise FileNotFoundError(f"{path} does not exist; {cure}")
     try:
         data = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); {_CURE}") from error
+        raise ValueError(f"{path} is not JSON ({error}); {cure}") from error
     found = data.get("schema") if isinstance(data, dict) else None
-    if found != SCHEMA:
-        raise ValueError(f"{path}: expected schema {SCHEMA}, got {found}; {_CURE}")
+    if found != schema:
+        raise ValueError(f"{path}: expected schema {schema}, got {found}; {cure}")
     try:
-        return parse(StaticResults, data, str(path))
+        return parse(kind, data, str(path))
     except ValueError as error:
-        raise ValueError(f"{error}; {_CURE}") from error
+        raise ValueError(f"{error}; {cure}") from error

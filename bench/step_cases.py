@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.cases import CONTIGUOUS
+from bench.cases import CONTIGUOUS, Sizes
 
 STEP = "training step"  # forward, loss, backward, clipping, optimizer; no pass of an operator
 MODEL = "dkpn"
@@ -22,7 +22,7 @@ class StepTensors(NamedTuple):
 
 
 @dataclass(frozen=True)
-class StepCase:
+class StepCase(Sizes):
     """One training step of the default network but for the size of its filters.
 
     Raises:
@@ -45,11 +45,6 @@ class StepCase:
             raise ValueError(f"dtype: expected float32 or bfloat16, got {self.dtype!r}")
 
     @property
-    def shape(self) -> str:
-        """The photo's sizes and the kernel size, as in `1x3x256x256-K5`."""
-        return f"{self.batch}x3x{self.height}x{self.width}-K{self.kernel_size}"
-
-    @property
     def name(self) -> str:
         """Unique name of the case."""
         return f"{self.shape}-{MODEL}-{self.dtype}"
@@ -60,16 +55,6 @@ class StepCase:
         sizes = f"{self.batch}×3×{self.height}×{self.width}"
         autocast = ", bfloat16 autocast" if self.dtype == "bfloat16" else ""
         return f"{sizes}, K = {self.kernel_size}{autocast}"
-
-    @property
-    def taps(self) -> int:
-        """Number of taps of the filter, K*K."""
-        return self.kernel_size**2
-
-    @property
-    def pixels(self) -> int:
-        """Number of pixels over the whole batch."""
-        return self.batch * self.height * self.width
 
     @property
     def argument_bytes(self) -> int:
