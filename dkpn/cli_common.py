@@ -4,12 +4,14 @@ Only the standard library is imported before it is known that the extra is insta
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dkpn.model import DKPN
 
 DONE, FILE_FAILED, WRONG_USE = 0, 1, 2
+PAGE_SUFFIXES = (".html", ".htm")
 
 
 class UsageError(Exception):
@@ -57,3 +59,33 @@ def chosen_weights(options: argparse.Namespace) -> "DKPN":
         return load(options.weights, device)
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"--weights: {error}") from None
+
+
+def add_white_nits(parser: argparse.ArgumentParser) -> None:
+    """Add the option ``--white-nits``."""
+    parser.add_argument(
+        "--white-nits", type=float, default=203.0, metavar="X", help="cd/m² of 1.0 (default: 203)"
+    )
+
+
+def check_white_nits(value: float) -> None:
+    """Raise UsageError where ``--white-nits`` is out of range."""
+    if not 0 < value <= 10000:
+        raise UsageError(f"--white-nits {value:g}: expected more than 0, at most 10000")
+
+
+def check_new_file(name: str, path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+    """Raise UsageError where a file cannot be written as ``path``.
+
+    Args:
+        name: what to call it, the option and its value.
+        path: the file.
+        suffixes: of which it must have one, the first is recommended.
+        overwrite: whether it may exist.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{name}: expected a name that ends in {suffixes[0]}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{name}: the folder {path.parent} does not exist; create it first")
+    if path.exists() and not overwrite:
+        raise UsageError(f"{name}: exists already; allow that with --overwrite")

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from dkpn.cli_common import DONE, FILE_FAILED, UsageError, add_weights
+from dkpn.cli_common import DONE, FILE_FAILED, UsageError, add_weights, check_new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +32,7 @@ def run(options: argparse.Namespace) -> int:
     if not found or not int(found[1]) * int(found[2]):
         raise UsageError(f"--size {options.size}: expected width x height, such as 1024x768")
     output = options.output
-    if output.suffix.lower() != ".onnx":
-        raise UsageError(f"{output}: expected a name that ends in .onnx")
-    if not output.parent.is_dir():
-        raise UsageError(f"{output}: the folder {output.parent} does not exist; create it first")
-    if output.exists() and not options.overwrite:
-        raise UsageError(f"{output}: exists already; allow that with --overwrite")
+    check_new_file(str(output), output, (".onnx",), options.overwrite)
     model = chosen_weights(options)
     try:
         export_onnx(model, output, (int(found[2]), int(found[1])))

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 from dkpn.cli_common import (
     DONE,
     FILE_FAILED,
+    PAGE_SUFFIXES,
     UsageError,
     add_device,
     add_weights,
+    add_white_nits,
+    check_new_file,
+    check_white_nits,
     chosen_weights,
 )
 
@@ -56,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="OUT.html", help="one page to look at all results with")
     add("--overwrite", action="store_true", help="replace outputs that exist")
     add("--skip-existing", action="store_true", help="leave out photos whose output exists")
-    add("--white-nits", type=float, default=203.0, metavar="X", help="cd/m² of 1.0 (default: 203)")
+    add_white_nits(parser)
     add("--panorama", action="store_true", help="the left and right edge of the photos meet")
     add("--max-memory", type=float, metavar="GIB", help="for the network (default: half the free)")
     add(
@@ -135,23 +139,14 @@ def run(options: argparse.Namespace) -> int:
 def _check_numbers(options: argparse.Namespace) -> None:
     if options.overwrite and options.skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other")
-    if not 0 < options.white_nits <= 10000:
-        raise UsageError(
-            f"--white-nits {options.white_nits:g}: expected more than 0, at most 10000"
-        )
+    check_white_nits(options.white_nits)
     if options.max_pixels < 1:
         raise UsageError(f"--max-pixels {options.max_pixels}: expected at least 1")
     if options.max_memory is not None and not options.max_memory > 0:
         raise UsageError(f"--max-memory {options.max_memory:g}: expected more than 0 GiB")
     report = options.report
-    if report is None:
-        return
-    if report.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--report {report}: expected a name that ends in .html")
-    if not report.parent.is_dir():
-        raise UsageError(f"--report {report}: the folder {report.parent} does not exist")
-    if report.exists() and not options.overwrite:
-        raise UsageError(f"--report {report}: exists already; allow that with --overwrite")
+    if report is not None:
+        check_new_file(f"--report {report}", report, PAGE_SUFFIXES, options.overwrite)
 
 
 def _check_memory(config: "DKPNConfig", how: "Options", device: str) -> None:

@@ -7,9 +7,13 @@ from pathlib import Path
 from dkpn.cli_common import (
     DONE,
     FILE_FAILED,
+    PAGE_SUFFIXES,
     UsageError,
     add_device,
     add_weights,
+    add_white_nits,
+    check_new_file,
+    check_white_nits,
     chosen_weights,
 )
 
@@ -41,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="(default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace an output that exists")
-    add("--white-nits", type=float, default=203.0, metavar="X", help="cd/m² of 1.0 (default: 203)")
+    add_white_nits(parser)
     add_weights(parser)
     add_device(parser)
 
@@ -53,21 +57,13 @@ def run(options: argparse.Namespace) -> int:
     from dkpn.viewer import View, look_inside, write_page
 
     output = options.output
-    if output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"-o {output}: expected a name that ends in .html")
-    if not output.parent.is_dir():
-        raise UsageError(f"-o {output}: the folder {output.parent} does not exist; create it first")
-    if output.exists() and not options.overwrite:
-        raise UsageError(f"-o {output}: exists already; allow that with --overwrite")
+    check_new_file(f"-o {output}", output, PAGE_SUFFIXES, options.overwrite)
     if options.photo and len(options.photo) != len(options.results):
         raise UsageError(
             f"--photo: expected one for each of {len(options.results)} results, got "
             f"{len(options.photo)}"
         )
-    if not 0 < options.white_nits <= 10000:
-        raise UsageError(
-            f"--white-nits {options.white_nits:g}: expected more than 0, at most 10000"
-        )
+    check_white_nits(options.white_nits)
     model = chosen_weights(options) if options.photo else None
     views, failed = [], 0
     for index, path in enumerate(options.results):

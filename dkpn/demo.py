@@ -27,7 +27,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
 
@@ -44,9 +43,10 @@ from dkpn.hdr_io import write_atomically
 from dkpn.infer import encoded_batch
 from dkpn.model import DKPN
 from dkpn.monitor import COMPARISON_TITLES, comparison, darker, write_pictures
-from dkpn.photo_io import Photo
+from dkpn.outputs import write_result
+from dkpn.photo_io import read_photo
 from dkpn.pretrained import load
-from dkpn.reconstruct import Job, Options, reconstruct_jobs
+from dkpn.reconstruct import Options, reconstruct_photo
 from dkpn.run_config import RunConfig
 from dkpn.run_folder import find_resume
 from dkpn.scenes import generate_scenes
@@ -113,17 +113,14 @@ def show_photo(model: DKPN, pair: EvaluationPair, out: Path) -> list[Path]:
     """Reconstruct one photo as files to open; returns them."""
     photo = out / "photo.jpg"
     write_atomically(photo, lambda path: path.write_bytes(pair.jpeg))
-    jobs = [Job(photo, out / f"photo_hdr{suffix}", None) for suffix in (".jpg", ".exr")]
-    views: list[View] = []
-
-    def keep(job: Job, picture: Photo, result: np.ndarray) -> None:
-        views.append(View("photo", result, picture.pixels, look_inside(model, picture.pixels)))
-
-    for _, error in reconstruct_jobs(model, jobs, Options(), keep=keep):
-        if error is not None:
-            raise error
-    write_page(out / "look.html", views[:1])
-    return [photo, *(job.output for job in jobs), out / "look.html"]
+    picture = read_photo(photo)
+    result = reconstruct_photo(model, picture, Options())
+    results = [out / f"photo_hdr{suffix}" for suffix in (".jpg", ".exr")]
+    for path in results:
+        write_result(path, result, photo=picture)
+    page = out / "look.html"
+    write_page(page, [View("photo", result, picture.pixels, look_inside(model, picture.pixels))])
+    return [photo, *results, page]
 
 
 def fine_tune(out: Path, data: Path | None, config: RunConfig, start: DKPN) -> DKPN | None:

@@ -200,12 +200,26 @@ def _round_to_rgbe(image: np.ndarray) -> np.ndarray:
 
 
 def _round_rows_to_rgbe(image: np.ndarray) -> np.ndarray:
+    mantissa, exponent = shared_exponent(image)
+    rounded = np.ldexp(mantissa, exponent - 8)
+    return np.where(image.max(axis=2, keepdims=True) < _RGBE_MIN, 0.0, rounded)
+
+
+def shared_exponent(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Round to three mantissas, of 0 to 255, and one exponent a pixel.
+
+    Args:
+        image: (H, W, 3) float64, at least 0.
+
+    Returns:
+        Mantissas (H, W, 3), whole numbers in float64, and exponents (H, W, 1), integers: the value
+        is ``mantissa * 2^(exponent - 8)``.
+    """
     largest = image.max(axis=2, keepdims=True)
     _, exponent = np.frexp(largest)
     # A mantissa that rounds up to 256 needs the next exponent.
     exponent += np.rint(np.ldexp(largest, 8 - exponent)) > 255
-    rounded = np.ldexp(np.rint(np.ldexp(image, 8 - exponent)), exponent - 8)
-    return np.where(largest < _RGBE_MIN, 0.0, rounded)
+    return np.rint(np.ldexp(image, 8 - exponent)), exponent
 
 
 def _read_exr(path: Path) -> np.ndarray:

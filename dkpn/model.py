@@ -318,10 +318,7 @@ class DKPN(nn.Module):
             def store(tile: Tile, core: Tensor, result: Tensor = result) -> None:
                 result[:, tile.top : tile.bottom, tile.left : tile.right] = core
 
-            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-                reconstruct_tiles(
-                    self, picture, store, side=side, panorama=panorama, progress=progress
-                )
+            reconstruct_tiles(self, picture, store, side=side, panorama=panorama, progress=progress)
         return in_layout_of(image, results)
 
     def _filter(

@@ -252,10 +252,7 @@ def reconstruct_photo(
         result[tile.top : tile.bottom, tile.left : tile.right] = part
 
     side = tile_side(model.config, options.max_memory, device)
-    with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-        reconstruct_tiles(
-            model, planes, store, side=side, panorama=options.panorama, progress=progress
-        )
+    reconstruct_tiles(model, planes, store, side=side, panorama=options.panorama, progress=progress)
     return result
 
 

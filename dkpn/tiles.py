@@ -163,7 +163,7 @@ def reconstruct_tiles(
     panorama: bool = False,
     progress: Callable[[float], object] | None = None,
 ) -> None:
-    """Reconstruct one image tile by tile.
+    """Reconstruct one image tile by tile, on a GPU in half precision.
 
     Args:
         model: the network.
@@ -187,7 +187,8 @@ def reconstruct_tiles(
             seen = rows.index_select(2, columns.to(image.device))
         else:
             seen = rows[:, :, tile.seen_left : tile.seen_right]
-        result = model(encoded(seen).to(device)[None], pooled).result[0]
+        with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+            result = model(encoded(seen).to(device)[None], pooled).result[0]
         top, left = tile.top - tile.seen_top, tile.left - tile.seen_left
         core = result[:, top : top + tile.bottom - tile.top, left : left + tile.right - tile.left]
         store(tile, core)

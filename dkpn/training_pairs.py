@@ -5,8 +5,9 @@ views, cameras, noise and JPEG are all made there (see :mod:`dkpn.views`,
 :mod:`dkpn.photograph`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from dkpn.views import (
 # A view of too little range, or without light, is drawn again so many times, then taken if there is
 # light in it.
 _ATTEMPTS = 8
+
+Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True)
@@ -164,28 +167,26 @@ class TrainingPairs:
 
     def _cut_panorama(self, number: int, rng: np.random.Generator) -> Tensor:
         config, small = self.config, self._thumbnails[number]
-        # A panorama holds light somewhere; the view of the greatest range has some of it.
-        best, most = PanoramaView(0.0, 0.0, 0.0, config.field_of_view[1]), -1.0
-        for _ in range(_ATTEMPTS):
+
+        def draw() -> tuple[PanoramaView, float]:
             view = PanoramaView(
                 yaw=float(rng.uniform(-180.0, 180.0)),
                 pitch=float(rng.uniform(*config.pitch)),
                 roll=float(rng.uniform(-config.roll, config.roll)),
                 field_of_view=float(rng.uniform(*config.field_of_view)),
             )
-            stops = stops_in_view(small, view)
-            if stops > most:
-                best, most = view, stops
-            if stops >= config.min_stops:
-                break
-        return view_of_panorama(self._tensors[number], best, config.crop_size)
+            return view, stops_in_view(small, view)
+
+        view = _of_range(draw, config.min_stops)
+        assert view is not None  # black is floored: the range of a view is 0 or more
+        return view_of_panorama(self._tensors[number], view, config.crop_size)
 
     def _cut_photo(self, number: int, rng: np.random.Generator) -> Tensor:
         config, photo, small = self.config, self._tensors[number], self._thumbnails[number]
         height, width = photo.shape[-2:]
         room = min(height, width, int(config.crop_size * config.max_shrink))
-        best, most = (0, 0, min(height, width)), -1.0
-        for _ in range(_ATTEMPTS):
+
+        def draw() -> tuple[tuple[int, int, int], float]:
             side = int(rng.integers(config.crop_size, room + 1))
             top = int(rng.integers(0, height - side + 1))
             left = int(rng.integers(0, width - side + 1))
@@ -194,11 +195,23 @@ class TrainingPairs:
             columns = slice(int(left / step), int((left + side) / step) + 1)
             part = small[rows, columns]
             stops = stops_in_square(part) if part.max() > 0 else -1.0
-            if stops > most:
-                best, most = (top, left, side), stops
-            if stops >= config.min_stops:
-                break
-        return view_of_photo(photo, *best, config.crop_size)
+            return (top, left, side), stops
+
+        square = _of_range(draw, config.min_stops) or (0, 0, min(height, width))
+        return view_of_photo(photo, *square, config.crop_size)
+
+
+def _of_range(draw: Callable[[], tuple[Choice, float]], min_stops: float) -> Choice | None:
+    """The first choice of enough range in stops, else that of the largest; None if none has light,
+    which -1 stop stands for."""
+    best, most = None, -1.0
+    for _ in range(_ATTEMPTS):
+        choice, stops = draw()
+        if stops > most:
+            best, most = choice, stops
+        if stops >= min_stops:
+            break
+    return best
 
 
 def _check_scene(scene: Scene, config: DataConfig) -> None:

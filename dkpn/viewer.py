@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkpn.color import WHITE_NITS, srgb_to_linear
-from dkpn.hdr_io import write_atomically
+from dkpn.hdr_io import shared_exponent, write_atomically
 from dkpn.infer import encoded_batch
 from dkpn.model import DKPN
 
@@ -151,7 +151,7 @@ def _picture(view: View, side: int, white_nits: float) -> dict[str, Any]:
     planes = torch.from_numpy(np.ascontiguousarray(view.result.transpose(2, 0, 1))).float()[None]
     result = _shrunk(planes.clamp_min(0.0), side)[0].permute(1, 2, 0).numpy()
     height, width = result.shape[:2]
-    mantissa, exponent = _shared_exponent(result)
+    mantissa, exponent = _radiance(result)
     picture: dict[str, Any] = {
         "name": view.name,
         "width": width,
@@ -199,14 +199,12 @@ def _shrunk(image: Tensor, side: int, size: tuple[int, int] | None = None) -> Te
     return image if size == (height, width) else F.interpolate(image, size, mode="area")
 
 
-def _shared_exponent(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _radiance(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Radiance RGBE: (H, W, 3) and (H, W) uint8, value = mantissa · 2^(exponent - 136)."""
-    _, exponent = np.frexp(np.maximum(image.max(axis=2), 2.0**-126))
-    exponent = exponent.clip(-127, 127)
-    # What would round up to 256 takes the next exponent.
-    exponent = exponent + (image.max(axis=2) * np.exp2(8.0 - exponent) >= 255.5)
-    mantissa = (image * np.exp2(8.0 - exponent)[..., None]).round()
-    return mantissa.clip(0, 255).astype(np.uint8), (exponent + 128).clip(0, 255).astype(np.uint8)
+    mantissa, exponent = shared_exponent(image.astype(np.float64))
+    exponent = exponent[..., 0]
+    mantissa[exponent < -128] = 0.0  # less than the format holds
+    return mantissa.astype(np.uint8), (exponent + 128).clip(0, 255).astype(np.uint8)
 
 
 def _histogram(image: np.ndarray) -> list[int]:
