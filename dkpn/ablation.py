@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from dkpn.checkpoint import latest_checkpoint, read_json, write_json
-from dkpn.cli_common import DONE, FILE_FAILED, WRONG_USE, UsageError, add_device, usable_device
 from dkpn.columns import COLUMNS, JUDGED
+from dkpn.commands.common import DONE, FILE_FAILED, WRONG_USE, UsageError, add_device, usable_device
 from dkpn.config import config_differences
 from dkpn.data import evaluation_pairs, find_images
 from dkpn.evaluate import evaluate

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from dkpn import cli_evaluate, cli_export, cli_prepare, cli_reconstruct, cli_train, cli_view
-from dkpn.cli_common import FILE_FAILED, WRONG_USE, UsageError
+from dkpn.commands import evaluate, export, prepare, reconstruct, train, view
+from dkpn.commands.common import FILE_FAILED, WRONG_USE, UsageError
 
 # What the commands need beyond the core: name to import, name to install.
 EXTRA_PACKAGES = {
@@ -84,12 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, module, summary in (
-        ("reconstruct", cli_reconstruct, "turn photos into HDR images"),
-        ("view", cli_view, "look at HDR images in a browser"),
-        ("evaluate", cli_evaluate, "measure a network, or other results, on HDR images"),
-        ("prepare", cli_prepare, "turn HDR images into a training set"),
-        ("train", cli_train, "train a network on HDR images"),
-        ("export", cli_export, "write the network as an ONNX file"),
+        ("reconstruct", reconstruct, "turn photos into HDR images"),
+        ("view", view, "look at HDR images in a browser"),
+        ("evaluate", evaluate, "measure a network, or other results, on HDR images"),
+        ("prepare", prepare, "turn HDR images into a training set"),
+        ("train", train, "train a network on HDR images"),
+        ("export", export, "write the network as an ONNX file"),
     ):
         module.add_arguments(commands.add_parser(name, help=summary))
     return parser

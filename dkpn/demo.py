@@ -44,7 +44,7 @@ from dkpn.infer import encoded_batch
 from dkpn.model import DKPN
 from dkpn.monitor import COMPARISON_TITLES, comparison, darker, write_pictures
 from dkpn.outputs import write_result
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 from dkpn.pretrained import load
 from dkpn.reconstruct import Options, reconstruct_photo
 from dkpn.run_config import RunConfig

@@ -20,7 +20,7 @@ from dkpn.color import srgb_to_linear
 from dkpn.data import scene_name
 from dkpn.hdr_io import HDR_SUFFIXES, read_hdr
 from dkpn.metrics import fit_gain
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png")
 RESULT_SUFFIXES = (*HDR_SUFFIXES, ".npy")

@@ -22,7 +22,7 @@ from dkpn.hdr_io import write_png
 from dkpn.infer import image_planes
 from dkpn.model import DKPN
 from dkpn.outputs import OUTPUT_SUFFIXES, output_suffix, write_result
-from dkpn.photo_io import STANDARD_INPUT, Photo, read_photo
+from dkpn.photos.reading import STANDARD_INPUT, Photo, read_photo
 from dkpn.tiles import Tile, reconstruct_tiles, tile_side
 
 MAX_PIXELS = 500_000_000
@@ -74,7 +74,7 @@ def plan_jobs(
     """Decide which files to write, before anything is read or written.
 
     Args:
-        photos: files to read, from :func:`dkpn.photo_io.photo_paths`.
+        photos: files to read, from :func:`dkpn.photos.reading.photo_paths`.
         output: with a suffix: the file for a single photo. Without one: the folder that receives
             ``<stem><suffix>`` of each photo.
         suffix: format of the files in a folder.
@@ -231,7 +231,7 @@ def reconstruct_photo(
 
     Args:
         model: the network.
-        photo: from :func:`dkpn.photo_io.read_photo`.
+        photo: from :func:`dkpn.photos.reading.read_photo`.
         options: how.
         progress: called with the share that is done.
 

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dkpn.color import srgb_to_linear
-from dkpn.gain_map import OFFSET
-from dkpn.jpeg_container import APP2, JpegParts, parse_jpeg
+from dkpn.outputs.gain_map import OFFSET
+from dkpn.outputs.jpeg_container import APP2, JpegParts, parse_jpeg
 
 imagecodecs = pytest.importorskip("imagecodecs", reason="libultrahdr comes with it")
 

@@ -12,7 +12,7 @@ from dkpn.scenes import generate_scenes
 pytest.importorskip("OpenEXR", reason="the command reads and writes EXR files")
 
 from dkpn.hdr_io import read_hdr, write_hdr, write_png
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 
 TOML = """
 [model]

@@ -6,8 +6,8 @@ import torch
 
 from dkpn import DKPN, DKPNConfig, cli
 from dkpn.checkpoint import save_weights
-from dkpn.cli_evaluate import add_arguments
 from dkpn.columns import COLUMNS
+from dkpn.commands.evaluate import add_arguments
 from dkpn.scenes import generate_scenes
 
 pytest.importorskip("OpenEXR", reason="the command reads and writes EXR files")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dkpn import cli
-from dkpn.cli_prepare import size_in_bytes
+from dkpn.commands.prepare import size_in_bytes
 from dkpn.prepared import is_prepared, read_manifest
 from dkpn.scenes import generate_scenes
 

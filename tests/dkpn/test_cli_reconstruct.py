@@ -10,7 +10,7 @@ import torch
 from dkpn import DKPN, DKPNConfig, cli
 from dkpn.checkpoint import save_weights
 from dkpn.hdr_io import read_hdr, write_hdr, write_png
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 from tests.bad_photos import REFUSED, saved
 
 pytest.importorskip("OpenEXR", reason="the command writes EXR files")

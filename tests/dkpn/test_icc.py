@@ -1,11 +1,11 @@
-"""Colour spaces of photos: `dkpn.icc` against the same conversions worked out here by hand."""
+"""Colour spaces of photos against the same conversions worked out here by hand."""
 
 import struct
 
 import numpy as np
 import pytest
 
-from dkpn.icc import (
+from dkpn.photos.icc import (
     ADOBE_RGB,
     Encoding,
     ProfileError,

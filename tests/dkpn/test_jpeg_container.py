@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dkpn.jpeg_container import APP1, Segment, join_pictures, parse_jpeg
+from dkpn.outputs.jpeg_container import APP1, Segment, join_pictures, parse_jpeg
 from tests.ultrahdr_files import (
     blocks,
     jpeg_of,

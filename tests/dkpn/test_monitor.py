@@ -15,7 +15,7 @@ from dkpn.monitor import (
     read_metrics,
     write_pictures,
 )
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 
 
 def row(iteration):

@@ -12,8 +12,8 @@ from PIL import ImageCms
 
 from dkpn.color import pq_decode
 from dkpn.hdr_io import read_hdr
-from dkpn.hdr_stills import pq_codes
 from dkpn.outputs import OUTPUT_SUFFIXES, write_result
+from dkpn.outputs.stills import pq_codes
 
 imagecodecs = pytest.importorskip("imagecodecs", reason="the codec of most formats")
 open_exr = pytest.importorskip("OpenEXR", reason="the codec of .exr files")

@@ -1,4 +1,4 @@
-"""Photos of every format and kind: `dkpn.photo_io.read_photo`."""
+"""Photos of every format and kind: `dkpn.photos.reading.read_photo`."""
 
 import io
 import struct
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dkpn.hdr_io import write_png
-from dkpn.icc import to_srgb
-from dkpn.photo_io import Photo, read_photo
+from dkpn.photos import Photo, read_photo
+from dkpn.photos.icc import to_srgb
 
 imagecodecs = pytest.importorskip("imagecodecs", reason="decodes most photos")
 Image = pytest.importorskip("PIL.Image", reason="decodes JPEG files")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dkpn.photo_io import photo_paths, read_photo
+from dkpn.photos import photo_paths, read_photo
 from tests.bad_photos import DAMAGED, DEEP, PHOTO, REFUSED, heic, imagecodecs, saved, sized, tiff
 
 Image = pytest.importorskip("PIL.Image", reason="decodes JPEG files")

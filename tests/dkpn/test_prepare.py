@@ -5,11 +5,11 @@ import pytest
 
 pytest.importorskip("OpenEXR", reason="the sources are EXR files")
 
-from dkpn import prepare as module
 from dkpn.data import evaluation_pairs, find_images
 from dkpn.hdr_io import read_hdr, write_hdr
 from dkpn.prepare import PrepareSettings, prepare
-from dkpn.prepare_pictures import range_in_stops
+from dkpn.prepare import folders as module
+from dkpn.prepare.pictures import range_in_stops
 from dkpn.prepared import MANIFEST, read_manifest, read_prepared
 from dkpn.scenes import generate_scenes
 

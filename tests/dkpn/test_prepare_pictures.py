@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dkpn.prepare_pictures import PrepareSettings, range_in_stops, shrink_area
+from dkpn.prepare.pictures import PrepareSettings, range_in_stops, shrink_area
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ import sys
 for name in {CODECS!r}:
     sys.modules[name] = None
 from pathlib import Path
-import dkpn.train, dkpn.cli, dkpn.cli_prepare
+import dkpn.train, dkpn.cli, dkpn.commands.prepare
 from dkpn.data import find_images, load_scenes, validation_pairs
 from dkpn.prepared import read_prepared
 from dkpn.training_pairs import DataConfig, TrainingPairs

@@ -8,7 +8,7 @@ import torch
 
 from dkpn import DKPN, DKPNConfig, reconstruct
 from dkpn.hdr_io import read_hdr, write_png
-from dkpn.photo_io import read_photo
+from dkpn.photos import read_photo
 from dkpn.reconstruct import Job, Options, plan_jobs, preview, reconstruct_jobs, reconstruct_photo
 
 pytest.importorskip("OpenEXR", reason="writes the results")

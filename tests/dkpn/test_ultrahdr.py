@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dkpn.gain_map import OFFSET, PEAK, make_gain_map
-from dkpn.jpeg_container import APP1, APP2, JpegParts, join_pictures, parse_jpeg
+from dkpn.outputs.gain_map import OFFSET, PEAK, make_gain_map
+from dkpn.outputs.jpeg_container import APP1, APP2, JpegParts, join_pictures, parse_jpeg
+from dkpn.outputs.ultrahdr import encode_ultrahdr
 from dkpn.primaries import rgb_to_rec709
 from dkpn.scenes import generate_scene
-from dkpn.ultrahdr import encode_ultrahdr
 from tests.ultrahdr_files import (
     BASE_STEP,
     CURVE,

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dkpn.jpeg_container import APP1, JpegParts, Segment, parse_jpeg
 from dkpn.outputs import write_result
-from dkpn.photo_io import read_photo
-from dkpn.ultrahdr import encode_ultrahdr
+from dkpn.outputs.jpeg_container import APP1, JpegParts, Segment, parse_jpeg
+from dkpn.outputs.ultrahdr import encode_ultrahdr
+from dkpn.photos import read_photo
 from tests.ultrahdr_files import (
     ISO,
     MAP_CODES,

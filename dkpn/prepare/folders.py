@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from dkpn.data import scene_name
-from dkpn.prepare_pictures import (
+from dkpn.prepare.pictures import (
     Picture,
     PrepareSettings,
     Refusal,
@@ -33,7 +33,7 @@ from dkpn.prepare_pictures import (
     sort_out,
     write_picture,
 )
-from dkpn.prepare_sources import find_sources, licence_files
+from dkpn.prepare.sources import find_sources, licence_files
 from dkpn.prepared import FORMAT, MANIFEST, MANTISSA, VERSION, is_prepared
 
 FEWER_BITS = 6

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkpn.cli_common import (
+from dkpn.commands.common import (
     DONE,
     FILE_FAILED,
     UsageError,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkpn.cli_common import DONE, FILE_FAILED, UsageError, add_device, usable_device
+from dkpn.commands.common import DONE, FILE_FAILED, UsageError, add_device, usable_device
 from dkpn.config import TrainConfig  # the standard library is all that it needs
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 
 from dkpn.data import scene_name
 from dkpn.hdr_io import read_hdr
-from dkpn.prepare_sources import Source
+from dkpn.prepare.sources import Source
 from dkpn.prepared import HALF_MAX, MANTISSA, SUFFIX, round_mantissa, write_scene
 from dkpn.views import Scene, is_panorama
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from dkpn.cli_common import (
+from dkpn.commands.common import (
     DONE,
     FILE_FAILED,
     PAGE_SUFFIXES,
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from dkpn.hdr_io import read_hdr
-    from dkpn.photo_io import read_photo
+    from dkpn.photos import read_photo
     from dkpn.viewer import View, look_inside, write_page
 
     output = options.output

@@ -21,8 +21,8 @@ import numpy as np
 from dkpn.color import WHITE_NITS
 from dkpn.exr_file import HALF_MAX, save_exr
 from dkpn.hdr_io import write_atomically, write_hdr
-from dkpn.hdr_stills import encode_float_tiff, encode_pq_avif, encode_pq_png
-from dkpn.ultrahdr import BasePhoto, encode_ultrahdr
+from dkpn.outputs.stills import encode_float_tiff, encode_pq_avif, encode_pq_png
+from dkpn.outputs.ultrahdr import BasePhoto, encode_ultrahdr
 
 OUTPUT_SUFFIXES = (".exr", ".hdr", ".tif", ".tiff", ".png", ".avif", ".jpg", ".jpeg")
 """Names that :func:`write_result` knows, in lower case; either case of letters is taken."""

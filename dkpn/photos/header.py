@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dkpn.containers import (
+from dkpn.photos.containers import (
     JPEG_FRAMES,
     heif_properties,
     jpeg_segments,
@@ -17,7 +17,7 @@ from dkpn.containers import (
     tiff_tags,
     webp_chunks,
 )
-from dkpn.icc import ADOBE_RGB, Encoding, coded_encoding
+from dkpn.photos.icc import ADOBE_RGB, Encoding, coded_encoding
 
 FORMATS = "JPEG, PNG, TIFF, WebP, AVIF, HEIC, BMP or GIF"
 HEAD_BYTES = 64

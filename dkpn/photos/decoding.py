@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dkpn.packages import require
-from dkpn.photo_header import DAMAGED, Header
+from dkpn.photos.header import DAMAGED, Header
 
 _PILLOW_CLASSES = {
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),

@@ -24,7 +24,7 @@ from fractions import Fraction
 import numpy as np
 
 from dkpn.color import WHITE_NITS
-from dkpn.xmp import HDRGM_URI, make_packet
+from dkpn.outputs.xmp import HDRGM_URI, make_packet
 
 PEAK = 10000.0 / WHITE_NITS
 """The brightest light that a gain map keeps, relative to diffuse white: where libultrahdr ends."""

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkpn.cli_common import DONE, FILE_FAILED, UsageError
+from dkpn.commands.common import DONE, FILE_FAILED, UsageError
 
 if TYPE_CHECKING:
-    from dkpn.prepare import Prepared
+    from dkpn.prepare.folders import Prepared
 
 _UNITS = {"": 1, "b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9}

@@ -1,7 +1,7 @@
 """Photos of any format to the sRGB pixels that the network takes.
 
 JPEG, PNG, TIFF, WebP, AVIF, HEIC (with pillow-heif), BMP and GIF, told apart by their content. Bits
-are never thrown away, and colour spaces are converted in float (`dkpn.icc`).
+are never thrown away, and colour spaces are converted in float (`dkpn.photos.icc`).
 """
 
 import glob
@@ -15,9 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dkpn.icc import ProfileError, refuse_hdr_profile, to_srgb
-from dkpn.photo_decode import Stored, check_supported, decode
-from dkpn.photo_header import (
+from dkpn.photos.decoding import Stored, check_supported, decode
+from dkpn.photos.header import (
     CAMERA_RAW,
     FORMATS,
     HDR_IMAGE,
@@ -27,6 +26,7 @@ from dkpn.photo_header import (
     format_of,
     read_header,
 )
+from dkpn.photos.icc import ProfileError, refuse_hdr_profile, to_srgb
 
 # fmt: off
 PHOTO_SUFFIXES = frozenset({

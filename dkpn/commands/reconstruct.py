@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkpn.cli_common import (
+from dkpn.commands.common import (
     DONE,
     FILE_FAILED,
     PAGE_SUFFIXES,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from dkpn.config import DKPNConfig
     from dkpn.model import DKPN
-    from dkpn.photo_io import Photo
+    from dkpn.photos import Photo
     from dkpn.reconstruct import Job, Options
     from dkpn.viewer import View
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from tqdm import tqdm
 
-    from dkpn.photo_io import photo_paths
+    from dkpn.photos import photo_paths
     from dkpn.reconstruct import Options, plan_jobs, reconstruct_jobs
 
     _check_numbers(options)
@@ -150,7 +150,7 @@ def _check_numbers(options: argparse.Namespace) -> None:
 
 
 def _check_memory(config: "DKPNConfig", how: "Options", device: str) -> None:
-    from dkpn.cli_common import usable_device
+    from dkpn.commands.common import usable_device
     from dkpn.tiles import tile_side
 
     try:

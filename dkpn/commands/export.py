@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from dkpn.cli_common import DONE, FILE_FAILED, UsageError, add_weights, check_new_file
+from dkpn.commands.common import DONE, FILE_FAILED, UsageError, add_weights, check_new_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
-    from dkpn.cli_common import chosen_weights
+    from dkpn.commands.common import chosen_weights
     from dkpn.export import export_onnx
 
     found = re.fullmatch(r"(\d+)x(\d+)", options.size)

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from dkpn.color import linear_to_srgb, srgb_to_linear
-from dkpn.gain_map import (
+from dkpn.outputs.gain_map import (
     ISO_SIGNATURE,
     ISO_VERSION,
     encode_gain_map,
     make_gain_map,
 )
-from dkpn.jpeg_container import (
+from dkpn.outputs.jpeg_container import (
     APP1,
     APP2,
     MAX_PAYLOAD,
@@ -33,8 +33,8 @@ from dkpn.jpeg_container import (
     join_pictures,
     parse_jpeg,
 )
+from dkpn.outputs.xmp import container_directory, make_packet, merge_packet
 from dkpn.packages import require
-from dkpn.xmp import container_directory, make_packet, merge_packet
 
 MAX_JPEG_SIDE = 65500
 """Pixels: where libjpeg ends."""

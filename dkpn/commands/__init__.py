@@ -1,0 +1,1 @@
+"""The commands of ``dkpn``, one file each; :mod:`dkpn.cli` puts them together."""
