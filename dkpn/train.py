@@ -38,6 +38,7 @@ from dkpn.schedule import Clock, StopRequest
 from dkpn.training_pairs import TrainingPairs
 
 LOG_EVERY = 10  # iterations between two training rows of the metrics
+STANDARDISED_ON = 64  # training photos that give the pooled branch mean and deviation
 
 
 def train(
@@ -91,6 +92,10 @@ def train(
     if resume is not None:
         defaults = dataclasses.asdict(RunConfig())
         clock.seconds = load_checkpoint(resume, state, run, defaults)
+    elif start is None:
+        photos, _ = pairs.batch(range(STANDARDISED_ON))
+        for network in (state.model, state.ema):
+            network.pooled.standardise(photos)
     _require_same(processes, run, state.iteration)
     if processes.leads:
         open_run(out, run, config_file, state.iteration)

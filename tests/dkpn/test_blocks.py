@@ -56,29 +56,47 @@ def test_pooled_branch_takes_any_size(size):
     assert branch(torch.rand(2, 3, *size)).shape == (2, 8)
 
 
-def test_statistics_are_shares_and_mean_differences():
+def test_statistics_are_shares_of_brightness_and_of_steps_at_each():
     branch = PooledBranch(8)
-    image = torch.zeros(1, 3, 2, 4)
-    image[:, :, :, 2:] = 0.5  # one vertical edge of height 0.5, seen from its left side
-    statistics = branch.statistics(image).square()
-    shares, differences = statistics.reshape(2, branch.BINS, 3).unbind(0)
-    assert shares.sum(0).tolist() == pytest.approx([1.0] * 3)
-    assert shares[0].tolist() == pytest.approx([0.5] * 3)
-    assert shares[branch.BINS // 2].tolist() == pytest.approx([0.5] * 3)
-    # Half of the dark pixels lie at the edge, none of the bright ones has its neighbour there.
-    assert differences[0].tolist() == pytest.approx([0.25] * 3)
-    assert differences[branch.BINS // 2].tolist() == [0.0] * 3
+    codes = torch.zeros(2, 5)
+    codes[:, 3:] = 100.0  # one vertical edge of 100 code values, of mean brightness 50
+    statistics = branch.statistics((codes / 255.0).expand(1, 3, 2, 5)).square()
+    levels, steps = len(branch.BRIGHTNESS) + 1, len(branch.STEPS) + 1
+    of_steps = statistics[0, : levels * steps].reshape(levels, steps)
+    of_levels = statistics[0, levels * steps :]
+    # A channel's pairs are 2 of 8 to the right at the edge, and 5 downwards with none.
+    dark, edge, bright = 0, 7, 10  # classes of brightness from 0, 40 and 96 on
+    assert of_levels.tolist() == pytest.approx(
+        [{dark: 7 / 13, edge: 2 / 13, bright: 4 / 13}.get(level, 0.0) for level in range(levels)]
+    )
+    expected = torch.zeros(levels, steps)
+    expected[dark, 0] = expected[bright, 0] = expected[edge, steps - 1] = 1.0
+    torch.testing.assert_close(of_steps, expected)
 
 
-def test_statistics_of_a_large_image_read_a_subset_of_true_neighbours(monkeypatch):
+def test_statistics_tell_images_of_a_batch_apart_and_ignore_the_size():
     branch = PooledBranch(8)
-    # A ramp: all differences are equal, whichever pixels are read.
-    image = torch.linspace(0, 1, 64).expand(1, 3, 48, 64)
-    whole = branch.statistics(image)[:, 3 * branch.BINS :].square()
-    monkeypatch.setattr(PooledBranch, "SAMPLES", 16)
-    part = branch.statistics(image)[:, 3 * branch.BINS :].square()
-    # The last bin holds the last column, which has no right neighbour: it alone may differ.
-    torch.testing.assert_close(part[:, :-3], whole[:, :-3], rtol=1e-5, atol=1e-6)  # float32 sums
+    images = torch.rand(2, 3, 8, 12)
+    both = branch.statistics(images)
+    for image, statistics in zip(images, both, strict=True):
+        torch.testing.assert_close(branch.statistics(image[None])[0], statistics)
+    assert (both[0] - both[1]).abs().max() > 0.01
+    flat = torch.full((1, 3, 4, 4), 0.5)
+    large = torch.full((1, 3, 40, 30), 0.5)
+    torch.testing.assert_close(branch.statistics(flat), branch.statistics(large))
+
+
+def test_standardised_statistics_have_mean_0_and_deviation_up_to_1():
+    torch.manual_seed(0)
+    branch = PooledBranch(8)
+    photos = torch.rand(16, 3, 8, 8) ** torch.linspace(0.5, 3, 16).reshape(-1, 1, 1, 1)
+    seen = []
+    branch.linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    branch.standardise(photos)
+    branch(photos)
+    assert seen[0].mean(0).abs().max() < 1e-4
+    deviation = seen[0].std(0, correction=0)
+    assert 0.5 < deviation.max() < 1.0
 
 
 def test_upsampling_starts_without_a_checkerboard():
