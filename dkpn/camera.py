@@ -12,7 +12,6 @@ References:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -282,7 +281,7 @@ def expose(hdr: Tensor, camera: Camera) -> Tensor:
     return hdr * camera.exposure
 
 
-def develop(hdr: Tensor, camera: Camera | Sequence[Camera], noise: Tensor | None = None) -> Tensor:
+def develop(hdr: Tensor, camera: Camera, noise: Tensor | None = None) -> Tensor:
     """Photograph a scene, up to but without JPEG.
 
     ``round(255 f(H + noise sqrt(shot_noise H + read_noise²))) / 255`` with ``H = exposure * hdr``.
@@ -290,7 +289,7 @@ def develop(hdr: Tensor, camera: Camera | Sequence[Camera], noise: Tensor | None
     Args:
         hdr: (..., 3, H, W) floating point, linear Rec.709, at least 0, in the unit that the camera
             was sampled for; any device.
-        camera: one camera, or one for each image of a (B, 3, H, W) batch.
+        camera: the camera.
         noise: standard normal numbers of the shape, dtype and device of ``hdr``; by default drawn
             from a generator on that device, seeded with the camera's seed: the same numbers for one
             camera and shape on one kind of device.
@@ -300,7 +299,7 @@ def develop(hdr: Tensor, camera: Camera | Sequence[Camera], noise: Tensor | None
 
     Raises:
         TypeError: ``hdr`` is not a floating-point tensor.
-        ValueError: shapes, or the number of cameras, do not match.
+        ValueError: shapes do not match.
     """
     if not isinstance(hdr, Tensor) or not hdr.is_floating_point():
         kind = hdr.dtype if isinstance(hdr, Tensor) else type(hdr).__name__
@@ -311,15 +310,6 @@ def develop(hdr: Tensor, camera: Camera | Sequence[Camera], noise: Tensor | None
         raise ValueError(
             f"noise: expected the shape of hdr, {tuple(hdr.shape)}, got {tuple(noise.shape)}"
         )
-    if not isinstance(camera, Camera):
-        if hdr.dim() != 4 or len(camera) != hdr.shape[0]:
-            raise ValueError(
-                f"camera: expected one for each image of a (B, 3, H, W) batch, got {len(camera)} "
-                f"for {tuple(hdr.shape)}"
-            )
-        singles = [None] * len(camera) if noise is None else noise
-        developed = [develop(*one) for one in zip(hdr, camera, singles, strict=True)]
-        return torch.stack(developed) if developed else hdr.clone()
     # Half precision would lose the product of a sun and its exposure.
     exposed = expose(hdr.to(torch.promote_types(hdr.dtype, torch.float32)), camera)
     if noise is None:

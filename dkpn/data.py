@@ -9,7 +9,6 @@ and needs no codec: nothing here but the JPEG files of the evaluation needs Pill
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -123,24 +122,25 @@ def split_by_scene(files: Sequence[Path], fraction: float = 0.1) -> tuple[list[P
     return [path for path in files if scene_name(path) not in chosen], validation
 
 
-def load_scenes(files: Sequence[Path], threads: int | None = None) -> list[Scene]:
-    """Read HDR images to cut training views from, several at once.
+def load_scene(path: Path) -> Scene:
+    """Read an HDR image to cut training views from.
 
     Args:
-        files: .hdr and .exr files; those that look equirectangular are taken as panoramas, see
-            :func:`dkpn.views.is_panorama`. Or pictures of a prepared set, which say what they are.
-        threads: how many to decode at once; by default one for each CPU, at most 8.
+        path: an .hdr or .exr file; one that looks equirectangular is taken as a panorama, see
+            :func:`dkpn.views.is_panorama`. Or a picture of a prepared set, which says what it is.
 
     Returns:
-        The scenes in the order of ``files``, linear Rec.709, read-only. Negative values, which
-        colours outside Rec.709 have, are set to zero.
+        The scene, linear Rec.709, read-only. Negative values, which colours outside Rec.709 have,
+        are set to zero.
 
     Raises:
-        ValueError: a file cannot be read, or holds NaN or infinity.
-        FileNotFoundError: a file is missing.
+        ValueError: the file cannot be read, or holds NaN or infinity.
+        FileNotFoundError: it is missing.
     """
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:
-        return list(pool.map(_load_scene, files))
+    if path.suffix == SUFFIX:
+        return read_scene(path)[0]
+    image = _load_image(path)
+    return Scene(scene_name(path), image, is_panorama(image))
 
 
 def make_evaluation_pair(hdr: np.ndarray, relative_path: str, seed: int = 0) -> EvaluationPair:
@@ -263,13 +263,6 @@ def _read(path: Path, folder: str | os.PathLike[str]) -> tuple[np.ndarray, str]:
         scene, source = read_scene(path)
         return scene.pixels.astype(np.float32), source
     return _load_image(path), path.relative_to(folder).as_posix()
-
-
-def _load_scene(path: Path) -> Scene:
-    if path.suffix == SUFFIX:
-        return read_scene(path)[0]
-    image = _load_image(path)
-    return Scene(scene_name(path), image, is_panorama(image))
 
 
 def _load_image(path: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 
 from dkpn.data import (
     find_images,
-    load_scenes,
+    load_scene,
     make_evaluation_pair,
     split_by_scene,
     validation_pairs,
@@ -68,7 +68,7 @@ def training_data(
             files, judged = split_by_scene(files)
         else:
             judged = find_images(validation)
-        scenes = readable(files, lambda path: load_scenes([path], threads=1)[0], quiet)
+        scenes = readable(files, load_scene, quiet)
         held_out = readable(
             spread(judged, most), lambda path: validation_pairs(folder, [path])[0], quiet
         )

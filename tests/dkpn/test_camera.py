@@ -281,15 +281,6 @@ def test_noise_has_the_variance_asked_for():
     )
 
 
-def test_develop_takes_a_camera_for_each_image():
-    hdr = torch.stack([as_tensor(scene(seed)) for seed in range(3)])
-    cameras = [dataclasses.replace(camera, seed=i) for i, camera in enumerate(CURVES[2:5])]
-    expected = torch.stack([develop(*one) for one in zip(hdr, cameras, strict=True)])
-    assert torch.equal(develop(hdr, cameras), expected)
-    noise = torch.zeros_like(hdr)
-    assert torch.equal(develop(hdr, cameras, noise)[1], develop(hdr[1], cameras[1], noise[1]))
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_develop_keeps_the_dtype_and_the_argument(dtype):
     hdr = as_tensor(scene()).to(dtype)
@@ -308,19 +299,17 @@ def test_develop_of_suns_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("hdr", "camera", "noise", "error", "message"),
+    ("hdr", "noise", "error", "message"),
     [
-        (torch.ones(4, 4), BASE, None, ValueError, "hdr: expected shape"),
-        (torch.ones(3, 4, 4, dtype=torch.uint8), BASE, None, TypeError, r"got torch\.uint8"),
-        (np.ones((3, 4, 4)), BASE, None, TypeError, "got ndarray"),
-        (torch.ones(3, 4, 4), BASE, torch.ones(4, 4), ValueError, "noise: expected the shape"),
-        (torch.ones(2, 3, 4, 4), [BASE], None, ValueError, "camera: expected one for each"),
-        (torch.ones(3, 4, 4), [BASE], None, ValueError, "camera: expected one for each"),
+        (torch.ones(4, 4), None, ValueError, "hdr: expected shape"),
+        (torch.ones(3, 4, 4, dtype=torch.uint8), None, TypeError, r"got torch\.uint8"),
+        (np.ones((3, 4, 4)), None, TypeError, "got ndarray"),
+        (torch.ones(3, 4, 4), torch.ones(4, 4), ValueError, "noise: expected the shape"),
     ],
 )
-def test_develop_refuses_what_does_not_match(hdr, camera, noise, error, message):
+def test_develop_refuses_what_does_not_match(hdr, noise, error, message):
     with pytest.raises(error, match=message):
-        develop(hdr, camera, noise)
+        develop(hdr, BASE, noise)
 
 
 @pytest.mark.gpu

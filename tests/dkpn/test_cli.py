@@ -7,36 +7,17 @@ import numpy as np
 import pytest
 
 from dkpn import cli
-from dkpn.scenes import generate_scenes
 
 pytest.importorskip("OpenEXR", reason="the command reads and writes EXR files")
 
-from dkpn.hdr_io import read_hdr, write_hdr, write_png
+from dkpn.hdr_io import read_hdr, write_png
 from dkpn.photos import read_photo
-
-TOML = """
-[model]
-width = 4
-pooled_width = 4
-channel_multipliers = [1]
-encoder_blocks = [1]
-decoder_blocks = []
-[data]
-crop_size = 16
-[train]
-iterations = 4
-batch_size = 2
-validate_every = 2
-checkpoint_every = 2
-"""
+from tests.dkpn.training_runs import TOML, write_scenes
 
 
 @pytest.fixture(scope="module")
 def hdr_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("hdr")
-    for index, scene in enumerate(generate_scenes(3, 48)):
-        write_hdr(folder / f"scene{index}.exr", scene)
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("hdr"))
 
 
 @pytest.fixture

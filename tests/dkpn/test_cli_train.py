@@ -9,35 +9,13 @@ import pytest
 
 from dkpn import cli, training_data
 from dkpn.checkpoint import latest_checkpoint
-from dkpn.scenes import generate_scenes
-from tests.dkpn.training_runs import end, rows, start_command
-
-TOML = """
-[model]
-width = 4
-pooled_width = 4
-channel_multipliers = [1]
-encoder_blocks = [1]
-decoder_blocks = []
-[data]
-crop_size = 16
-[train]
-iterations = 4
-batch_size = 2
-validate_every = 2
-checkpoint_every = 2
-"""
+from tests.dkpn.training_runs import TOML, end, rows, start_command, write_scenes
 
 
 @pytest.fixture(scope="module")
 def hdr_folder(tmp_path_factory):
     pytest.importorskip("OpenEXR", reason="the images are EXR files")
-    from dkpn.hdr_io import write_hdr
-
-    folder = tmp_path_factory.mktemp("hdr")
-    for index, scene in enumerate(generate_scenes(3, 48)):
-        write_hdr(folder / f"scene{index}.exr", scene)
-    return folder
+    return write_scenes(tmp_path_factory.mktemp("hdr"))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from dkpn.data import (
     evaluation_pairs,
     find_images,
-    load_scenes,
+    load_scene,
     make_evaluation_pair,
     make_validation_pair,
     scene_name,
@@ -105,7 +105,7 @@ def test_load_images_in_order_without_negative_values(tmp_path):
     files = [tmp_path / f"{i}.exr" for i in range(5)]
     for path, array in zip(files, arrays, strict=True):
         write_hdr(path, array)
-    loaded = load_scenes(files, threads=3)
+    loaded = [load_scene(path) for path in files]
     arrays[2][0, 0, 0] = 0
     for actual, expected in zip(loaded, arrays, strict=True):
         assert np.array_equal(actual.pixels, expected)
@@ -118,7 +118,7 @@ def test_load_images_refuses_infinity_by_name(tmp_path):
     array[0, 0] = np.inf
     write_hdr(tmp_path / "sun.exr", array)
     with pytest.raises(ValueError, match=r"sun\.exr: expected finite values, got 3 of NaN or inf"):
-        load_scenes([tmp_path / "sun.exr"])
+        load_scene(tmp_path / "sun.exr")
 
 
 # --- evaluation pairs ---------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_evaluation_pair_of_a_black_image_names_it():
 def test_evaluation_pairs_of_a_folder(folder):
     pairs = list(evaluation_pairs(folder))
     assert [pair.name for pair in pairs] == ["hall__crop0", "lake__crop0", "lake__crop1", "street"]
-    street = load_scenes([folder / "sub" / "street.exr"])[0].pixels
+    street = load_scene(folder / "sub" / "street.exr").pixels
     assert pairs[3].camera == make_evaluation_pair(street, "sub/street.exr").camera
     some = validation_pairs(folder, [folder / "sub" / "street.exr"])
     assert [name for name, _, _ in some] == ["street"]

@@ -19,7 +19,7 @@ def test_a_batch_is_photographed_as_each_image_alone(family):
     for index, image in enumerate(images):
         # The same random numbers in the same order: the same camera, exposed to its image.
         camera = sample_camera(image, config, np.random.default_rng(index))
-        alone = jpeg_loss(develop(scenes[index : index + 1], [camera]), [camera.jpeg_quality])
+        alone = jpeg_loss(develop(scenes[index], camera)[None], [camera.jpeg_quality])
         torch.testing.assert_close(truths[index], scenes[index] * camera.exposure)
         # The two round in another order, which moves a few values by a code before the JPEG.
         different = (photos[index] - alone[0]).abs() * 255

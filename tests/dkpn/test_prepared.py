@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from dkpn.data import find_images, load_scenes, split_by_scene, validation_pairs
+from dkpn.data import find_images, load_scene, split_by_scene, validation_pairs
 from dkpn.prepared import (
     FORMAT,
     MANIFEST,
@@ -170,7 +170,8 @@ def test_a_set_reads_as_scenes(prepared):
 def test_a_set_stands_wherever_a_folder_of_images_does(prepared):
     files = find_images(prepared)
     assert files == prepared_files(prepared)
-    for scene, expected in zip(load_scenes(files), read_prepared(prepared), strict=True):
+    for path, expected in zip(files, read_prepared(prepared), strict=True):
+        scene = load_scene(path)
         assert (scene.name, scene.panorama) == (expected.name, expected.panorama)
         assert np.array_equal(scene.pixels, expected.pixels)
     training, held_out = split_by_scene(files)
@@ -218,12 +219,12 @@ for name in {CODECS!r}:
     sys.modules[name] = None
 from pathlib import Path
 import dkpn.train, dkpn.cli, dkpn.commands.prepare
-from dkpn.data import find_images, load_scenes, validation_pairs
+from dkpn.data import find_images, load_scene, validation_pairs
 from dkpn.prepared import read_prepared
 from dkpn.training_pairs import DataConfig, TrainingPairs
 folder = Path({str(prepared)!r})
 assert len(read_prepared(folder)) == 4
-pairs = TrainingPairs(load_scenes(find_images(folder)), DataConfig(crop_size=16))
+pairs = TrainingPairs([load_scene(path) for path in find_images(folder)], DataConfig(crop_size=16))
 photo, truth = pairs.batch(range(2))
 assert len(validation_pairs(folder)) == 4
 print("done", *(name for name in {CODECS!r} if sys.modules.get(name)))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dkpn.camera import CameraConfig
-from dkpn.data import find_images, load_scenes
+from dkpn.data import find_images, load_scene
 from dkpn.scenes import generate_scene, generate_scenes
 from dkpn.training_pairs import DataConfig, TrainingPairs
 from dkpn.views import Scene
@@ -170,7 +170,7 @@ def test_config_refuses_numbers_out_of_range(arguments):
 def test_real_pictures_make_pairs():
     pytest.importorskip("imagecodecs", reason="the codec of .hdr files")
     files = find_images(HDR_DATA / "train")[::60] + find_images(HDR_DATA / "panoramas")[::20]
-    scenes = load_scenes(files)
+    scenes = [load_scene(path) for path in files]
     assert [scene.panorama for scene in scenes] == ["panoramas" in str(file) for file in files]
     truths = TrainingPairs(scenes, DataConfig(crop_size=96)).batch(range(8))[1]
     assert torch.isfinite(truths).all()

@@ -15,6 +15,7 @@ from dkpn import DKPNConfig, cli
 from dkpn.checkpoint import load_weights
 from dkpn.config import TrainConfig, config_from_dict
 from dkpn.data import make_evaluation_pair
+from dkpn.hdr_io import write_hdr
 from dkpn.monitor import ValidationPair
 from dkpn.parallel import joined_processes
 from dkpn.run_config import RunConfig
@@ -35,6 +36,23 @@ TINY = DKPNConfig(
 SMALLEST = DKPNConfig(
     width=4, pooled_width=4, channel_multipliers=(1,), encoder_blocks=(1,), decoder_blocks=()
 )
+
+# The same for the command: a run of seconds on the images of write_scenes().
+TOML = """
+[model]
+width = 4
+pooled_width = 4
+channel_multipliers = [1]
+encoder_blocks = [1]
+decoder_blocks = []
+[data]
+crop_size = 16
+[train]
+iterations = 4
+batch_size = 2
+validate_every = 2
+checkpoint_every = 2
+"""
 
 # Largest relative difference of curve() between two runs of a few steps in float32 whose sums are
 # rounded in another order: relative steps of 6e-8 add up, and Adam's division enlarges those of
@@ -60,6 +78,13 @@ def tiny_config(model: DKPNConfig = TINY, **fields: object) -> RunConfig:
 
 def tiny_scenes(count: int = 3) -> list[Scene]:
     return [Scene(f"scene{i}", image) for i, image in enumerate(generate_scenes(count, 32))]
+
+
+def write_scenes(folder: Path) -> Path:
+    """Put three small .exr files into a folder, for which OpenEXR has to be there; returns it."""
+    for index, scene in enumerate(generate_scenes(3, 48)):
+        write_hdr(folder / f"scene{index}.exr", scene)
+    return folder
 
 
 def tiny_pairs(scenes: Sequence[Scene], run: RunConfig) -> TrainingPairs:
