@@ -12,7 +12,7 @@ DATA ?=
 MINUTES ?= 1
 WORKERS ?= 2
 
-.PHONY: install demo test test-all test-slow-slice fuzz lint types bench gpu clean
+.PHONY: install demo test test-all test-slow-slice fuzz lint types cli-page bench gpu clean
 
 install: $(READY)
 
@@ -59,6 +59,10 @@ lint: $(READY)
 
 types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The page of the command line, from its help.
+cli-page: $(READY)
+	$(BIN)/python -m dkpn.commands.manual docs/cli.md
 
 bench: $(READY)
 	$(BIN)/python -m pytest bench/

@@ -6,11 +6,12 @@ from typing import Any
 
 from bench.cases import Case
 from bench.head_cases import HeadCase
+from bench.photo_cases import PHOTO_DTYPE, PhotoCase
 from bench.schema import parse
 from bench.step_cases import MODEL, StepCase
 
-AnyCase = Case | HeadCase | StepCase
-_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Case, HeadCase, StepCase)}
+AnyCase = Case | HeadCase | StepCase | PhotoCase
+_KINDS: dict[str, type] = {kind.__name__: kind for kind in (Case, HeadCase, StepCase, PhotoCase)}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class _Head:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _Network:  # a training step, or a reconstruction where the data are a photo's
     shape: tuple[int, int, int, int]
     kernel_size: int
     model: str
@@ -43,7 +44,7 @@ def case_to_json(case: AnyCase) -> dict[str, Any]:
     data: dict[str, Any] = {"shape": shape, "kernel_size": case.kernel_size}
     if isinstance(case, HeadCase):
         return data | {"features": case.features, "precision": case.precision}
-    if isinstance(case, StepCase):
+    if isinstance(case, StepCase | PhotoCase):
         return data | {"model": MODEL}
     return data | {
         "form": case.channel_filter,
@@ -70,7 +71,7 @@ def case_from_json(data: Any, dtype: str, where: str) -> AnyCase:
     if isinstance(data, dict) and "features" in data:
         kind = _Head
     elif isinstance(data, dict) and "model" in data:
-        kind = _Step
+        kind = _Network
     in_file = parse(kind, data, where + ".case")
     batch, channels, height, width = in_file.shape
     try:
@@ -78,10 +79,14 @@ def case_from_json(data: Any, dtype: str, where: str) -> AnyCase:
             return HeadCase(
                 *in_file.shape, in_file.kernel_size, in_file.features, dtype, in_file.precision
             )
-        if isinstance(in_file, _Step):
+        if isinstance(in_file, _Network):
             if (channels, in_file.model) != (3, MODEL):
                 raise ValueError(f"model: expected {MODEL!r} with 3 channels, got {data!r}")
-            return StepCase(batch, height, width, in_file.kernel_size, dtype)
+            if dtype != PHOTO_DTYPE:
+                return StepCase(batch, height, width, in_file.kernel_size, dtype)
+            if in_file.kernel_size != PhotoCase.kernel_size:
+                raise ValueError(f"kernel_size: expected {PhotoCase.kernel_size}, got {data!r}")
+            return PhotoCase(batch, height, width)
         filters, _, image = dtype.partition("+")
         return Case(
             *in_file.shape,

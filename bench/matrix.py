@@ -13,7 +13,15 @@ from bench.cases import (
     SOFTMAX,
     Case,
 )
-from bench.head_matrix import HEAD_PARTS, TRAINING, head_groups, step_groups, tiny
+from bench.head_matrix import (
+    HEAD_PARTS,
+    PHOTOS,
+    TRAINING,
+    head_groups,
+    photo_groups,
+    step_groups,
+    tiny,
+)
 from bench.providers import (
     COMPILED_SLICES,
     COMPILED_UNFOLD,
@@ -43,7 +51,7 @@ MOST_TINY = 5  # kernel size of a trial
 
 PARTS = (
     *("goals", "channels", "image", "large", "softmax", "ddf", "calls"),
-    *(*HEAD_PARTS.values(), TRAINING, "more"),
+    *(*HEAD_PARTS.values(), TRAINING, PHOTOS, "more"),
 )
 
 
@@ -110,7 +118,11 @@ def gpu_tasks() -> list[Task]:
         *_call_tasks(),
         *(
             Task(part, case, pass_name, DEVICE, providers)
-            for part, case, pass_name, providers in (*head_groups(), *step_groups())
+            for part, case, pass_name, providers in (
+                *head_groups(),
+                *step_groups(),
+                *photo_groups(),
+            )
         ),
         *_timed("more", _cases(3, HD, (7, 11, 21), wide), both, UNROLLED),
         *_timed(

@@ -36,6 +36,8 @@ def replay(measurement: Measurement, benchmark: Any) -> None:
         saved_mebibytes=row.saved_mebibytes,
         minimal_bytes=row.minimal_bytes,
         gigabytes_per_second=row.gigabytes_per_second,
+        megapixels_per_second=row.megapixels_per_second,
+        peak_mebibytes_per_megapixel=row.peak_mebibytes_per_megapixel,
         fraction_of_copy=row.fraction_of_copy,
         error_over_budget=row.error,
     )

@@ -93,7 +93,8 @@ def terminal_report(results: Results) -> str:
     lines += [
         "",
         "/ ours: median over ours. GB/s: bytes that no implementation can avoid over",
-        "the median. Of copy: the time of a copy of as many bytes over the median. Peak: memory of",
+        "the median; of photos MP/s, million pixels over the median.",
+        "Of copy: the time of a copy of as many bytes over the median. Peak: memory of",
         "one call beyond its arguments. Saved: kept for the backward beyond arguments and result.",
         "Error: the largest, over its rounding budget. (y): a yardstick, does something else.",
         *goal_lines(results),
@@ -111,13 +112,20 @@ def _terminal_cells(row: Row, ours: float | None) -> list[str]:
         duration_or_dash(row.milliseconds),
         quartiles,
         number(ratio),
-        number(row.gigabytes_per_second, 1),
+        _rate(row),
         share(row.fraction_of_copy),
         number(row.peak_mebibytes, 1),
         number(row.saved_mebibytes, 1),
         duration_or_dash(row.first_call_milliseconds),
         number(row.error),
     ]
+
+
+def _rate(row: Row) -> str:
+    """Bytes in a second, or the pixels of photos."""
+    if row.megapixels_per_second is not None:
+        return f"{row.megapixels_per_second:.3g} MP/s"
+    return number(row.gigabytes_per_second, 1)
 
 
 def goal_lines(results: Results) -> list[str]:

@@ -1,4 +1,4 @@
-"""The report's tables of the fused head and of training steps."""
+"""The report's tables of the fused head and of the whole network."""
 
 from bench.cases import FORWARD, FORWARD_BACKWARD
 from bench.head_cases import HeadCase
@@ -9,6 +9,8 @@ from bench.head_providers import (
     PREDICT,
     STORED,
 )
+from bench.photo_cases import RECONSTRUCTION
+from bench.photo_operations import FILES, INFER
 from bench.results import Row, groups_of
 from bench.step_cases import STEP
 from bench.step_operations import STEP_FUSED, STEP_HEAD, STEP_NAIVE
@@ -48,10 +50,20 @@ STEP_HEADINGS = [
     "fused head",
     "commit",
 ]
+PHOTO_HEADINGS = [
+    "photos of 8 bits",
+    "infer: MP/s",
+    "median",
+    "quartiles",
+    "peak MiB a MP",
+    "files to .exr: MP/s",
+    "error ÷ budget",
+    "commit",
+]
 
 
 def head_sections(rows: list[Row]) -> list[str]:
-    """Return the sections of the fused head and of training steps; nothing without their rows."""
+    """Return the sections of the fused head and the network; nothing without their rows."""
     lines = []
     for pass_name in (FORWARD, FORWARD_BACKWARD):
         cells = [
@@ -66,6 +78,10 @@ def head_sections(rows: list[Row]) -> list[str]:
     if cells:
         title = "## Training step of dkpn: forward, loss, backward, optimizer"
         lines += ["", title, "", *markdown_table(STEP_HEADINGS, cells)]
+    cells = [_photo_cells(by) for by in _measured(rows, RECONSTRUCTION) if INFER in by]
+    if cells:
+        title = "## Reconstruction by dkpn, warm: `infer` in memory, and batches of files"
+        lines += ["", title, "", *markdown_table(PHOTO_HEADINGS, cells)]
     return lines
 
 
@@ -107,6 +123,20 @@ def _step_cells(by_name: dict[str, Row]) -> list[str]:
         *(duration_or_dash(milliseconds) for milliseconds in times),
         *(time_ratio(row, ours) for row in others),
         *(_peak(row) for row in (ours, *others)),
+        ours.commit,
+    ]
+
+
+def _photo_cells(by_name: dict[str, Row]) -> list[str]:
+    ours, files = by_name[INFER], by_name.get(FILES)
+    return [
+        case_title(ours.case),
+        number(ours.megapixels_per_second, 3),
+        duration_or_dash(ours.milliseconds),
+        " … ".join(duration(quartile) for quartile in ours.quartiles or ()),
+        number(ours.peak_mebibytes_per_megapixel, 0),
+        number(None if files is None else files.megapixels_per_second, 3),
+        number(ours.error),
         ours.commit,
     ]
 

@@ -23,6 +23,7 @@ from bench.environment import (
     source_digest,
     versions,
 )
+from bench.photo_cases import PhotoCase
 from bench.schema import parse
 from bench.step_cases import StepCase
 
@@ -88,8 +89,8 @@ class Row:
 
     @property
     def minimal_bytes(self) -> int | None:
-        """Memory traffic that the pass cannot go below, None of a training step."""
-        if isinstance(self.case, StepCase):
+        """Memory traffic that the pass cannot go below, None of a whole network."""
+        if isinstance(self.case, StepCase | PhotoCase):
             return None
         return minimal_bytes(self.case, self.pass_name)
 
@@ -101,9 +102,23 @@ class Row:
         return self.minimal_bytes / self.milliseconds / 1e6
 
     @property
+    def megapixels_per_second(self) -> float | None:
+        """Of photos over the median; None of anything else."""
+        if self.milliseconds is None or not isinstance(self.case, PhotoCase):
+            return None
+        return 1e3 * self.case.megapixels / self.milliseconds
+
+    @property
+    def peak_mebibytes_per_megapixel(self) -> float | None:
+        """Peak, results included, for each million pixels of one photo; None of anything else."""
+        if self.peak_mebibytes is None or not isinstance(self.case, PhotoCase):
+            return None
+        return self.peak_mebibytes / (self.case.megapixels / self.case.batch)
+
+    @property
     def bytes_beyond_results(self) -> float | None:
-        """Peak beyond arguments, results and gradients; None of a training step."""
-        if self.peak_mebibytes is None or isinstance(self.case, StepCase):
+        """Peak beyond arguments, results and gradients; None of a whole network."""
+        if self.peak_mebibytes is None or isinstance(self.case, StepCase | PhotoCase):
             return None
         return max(0.0, self.peak_mebibytes * MEBIBYTE - self._results_bytes)
 

@@ -77,6 +77,16 @@ def backpropagate(model: "DKPN", tensors: StepTensors, autocast: bool) -> Tensor
     return loss.detach()
 
 
+def move_weights(model: "DKPN", unit: float) -> None:
+    """Change every weight by one rounding, up or down by chance; ``unit`` is its unit roundoff."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(SEED)
+    with torch.no_grad():
+        for weight in model.parameters():
+            signs = torch.randint(0, 2, weight.shape, generator=generator, device=device) * 2 - 1
+            weight.mul_(1 + 2 * unit * signs)
+
+
 def step_calls(name: str, case: StepCase, pass_name: str, sets: list[StepTensors]) -> list[Call]:
     """Return a training step for each batch; all of them train one network."""
     model = make_model(name, case.kernel_size, sets[0].photo.device)
@@ -116,11 +126,7 @@ def step_checker(
 
     naive = make_model(STEP_NAIVE, case.kernel_size, device)
     expected, unit = gradient(naive), unit_roundoff(torch.float32)
-    generator = torch.Generator(device).manual_seed(SEED)
-    with torch.no_grad():
-        for weight in naive.parameters():
-            signs = torch.randint(0, 2, weight.shape, generator=generator, device=device) * 2 - 1
-            weight.mul_(1 + 2 * unit * signs)
+    move_weights(naive, unit)
     moved = (gradient(naive) - expected).norm() + unit * math.sqrt(case.pixels) * expected.norm()
 
     def check(provider: Provider, outputs: tuple[Tensor, ...]) -> float:

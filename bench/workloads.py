@@ -14,6 +14,8 @@ from bench.head_cases import HeadCase, HeadTensors, make_head_tensors
 from bench.head_oracle import check_head, head_oracle_tiles
 from bench.head_providers import HEAD_PROVIDERS, PREDICT
 from bench.oracle import check, oracle_tiles
+from bench.photo_cases import PhotoCase, PhotoTensors, make_photo_tensors
+from bench.photo_operations import INFER, PHOTO_PROVIDERS, photo_checker
 from bench.providers import KPNOPS, PROVIDERS, Provider
 from bench.step_cases import StepCase, StepTensors, make_step_tensors
 from bench.step_operations import STEP_FUSED, STEP_PROVIDERS, step_checker
@@ -21,8 +23,11 @@ from bench.step_operations import STEP_FUSED, STEP_PROVIDERS, step_checker
 # How far a result is off, as a multiple of its budget; raises WrongResultError beyond that.
 Checker = Callable[[Provider, tuple[Tensor, ...]], float]
 # Whom the others are compared with.
-SUBJECTS = (KPNOPS, PREDICT, STEP_FUSED)
-BY_NAME = {provider.name: provider for provider in (*PROVIDERS, *HEAD_PROVIDERS, *STEP_PROVIDERS)}
+SUBJECTS = (KPNOPS, PREDICT, STEP_FUSED, INFER)
+BY_NAME = {
+    provider.name: provider
+    for provider in (*PROVIDERS, *HEAD_PROVIDERS, *STEP_PROVIDERS, *PHOTO_PROVIDERS)
+}
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,13 @@ def _step_checker(case: StepCase, tensors: StepTensors, pass_name: str, free: in
     return step_checker(case, tensors)
 
 
+def _photo_checker(case: PhotoCase, tensors: PhotoTensors, pass_name: str, free: int) -> Checker:
+    return photo_checker(case, tensors)
+
+
 _WORKLOADS: dict[type, Workload] = {
     Case: Workload(make_tensors, _filter_checker, PROVIDERS),
     HeadCase: Workload(make_head_tensors, _head_checker, HEAD_PROVIDERS),
     StepCase: Workload(make_step_tensors, _step_checker, STEP_PROVIDERS),
+    PhotoCase: Workload(make_photo_tensors, _photo_checker, PHOTO_PROVIDERS),
 }

@@ -6,11 +6,11 @@ and applies it to a preliminary HDR result with :func:`kpnops.decoupled_filter`.
 * ``config``, ``blocks``, ``heads``, ``fused_head``, ``model``: the network, all of its choices in
   one dataclass; ``pretrained``: its weights;
 * ``photos``: photos in; ``infer``, ``tiles``, ``reconstruct``: through the network; ``outputs``,
-  ``hdr_io``, ``exr_file``: results out; ``viewer``, ``export``;
+  ``hdr_io``, ``exr_file``, ``rgbe_file``, ``strips``: results out; ``viewer``, ``export``;
 * ``data``, ``prepare``, ``prepared``, ``scenes``, ``views``, ``camera``, ``photograph``, ``jpeg``,
   ``training_pairs``: what is trained on;
-* ``train``, ``losses``, ``schedule``, ``parallel``, ``checkpoint``, ``monitor``, ``run_config``,
-  ``run_folder``, ``training_data``, ``ablation``: the training;
+* ``train``, ``losses``, ``schedule``, ``parallel``, ``checkpoint``, ``tensor_file``, ``monitor``,
+  ``run_config``, ``run_folder``, ``training_data``, ``ablation``: the training;
 * ``evaluate``, ``metrics``, ``columns``, ``pairs``, ``resources``, ``report``: the judgement;
 * ``color``, ``primaries``: units; ``cli``, ``commands``: the command line; ``demo``.
 

@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dkpn.config import DKPNConfig, config_differences, config_from_dict
 from dkpn.hdr_io import write_atomically
 from dkpn.model import DKPN
+from dkpn.tensor_file import read_tensors
 
 FORMAT = "dkpn-1"
 _UNFINISHED = ".writing-"
@@ -129,27 +129,6 @@ def load_weights(path: str | Path, op: Literal["fused", "naive"] = "fused") -> D
         )
     model.load_state_dict(tensors)
     return model.eval()
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
-
-    Returns:
-        The tensors by name, on the CPU, and the metadata.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged or no safetensors file.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; expected tensors in safetensors format")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path}: not a complete safetensors file ({error}); copy or train it again"
-        ) from None
 
 
 def _config_of(file: Path, metadata: Mapping[str, str]) -> DKPNConfig:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from dkpn.commands import evaluate, export, prepare, reconstruct, train, view
 from dkpn.commands.common import FILE_FAILED, WRONG_USE, UsageError
+from dkpn.commands.completion import SHELLS, PrintCompletion
 
 # What the commands need beyond the core: name to import, name to install.
 EXTRA_PACKAGES = {
@@ -18,6 +19,7 @@ EXTRA_PACKAGES = {
     "PIL": "pillow",
     "imagecodecs": "imagecodecs",
     "OpenEXR": "OpenEXR",
+    "tifffile": "tifffile",
     "matplotlib": "matplotlib",
     "tqdm": "tqdm",
 }
@@ -26,7 +28,7 @@ EXTRA_PACKAGES = {
 NEEDED_PACKAGES = {
     "prepare": (),
     "train": ("safetensors", "PIL", "matplotlib", "tqdm"),
-    "reconstruct": ("safetensors", "PIL", "imagecodecs", "OpenEXR", "tqdm"),
+    "reconstruct": ("safetensors", "PIL", "imagecodecs", "OpenEXR", "tifffile", "tqdm"),
     "view": ("safetensors", "PIL"),
     "evaluate": ("safetensors", "PIL", "tqdm"),
     "export": ("safetensors",),
@@ -48,9 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     try:
-        options = _parser().parse_args(arguments)
+        options = parsers()[0].parse_args(arguments)
     except SystemExit as stop:  # argparse has printed its message, or the help
         return stop.code if isinstance(stop.code, int) else WRONG_USE
+    except ModuleNotFoundError as error:
+        print(f"dkpn: {error}", file=sys.stderr)
+        return WRONG_USE
     needed = NEEDED_PACKAGES[options.command]
     missing = [EXTRA_PACKAGES[module] for module in needed if not _is_installed(module)]
     if missing:
@@ -76,13 +81,25 @@ def _is_installed(module: str) -> bool:
         return module in sys.modules
 
 
-def _parser() -> argparse.ArgumentParser:
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Describe the command line.
+
+    Returns:
+        The parser of ``dkpn``, and that of each of its commands by name.
+    """
     parser = argparse.ArgumentParser(
         prog="dkpn",
         description="One 8-bit photo in, an HDR image out: linear Rec.709, 1.0 = the photo's clip "
         "level, taken as diffuse white, 203 cd/m².",
     )
+    parser.add_argument(
+        "--print-completion",
+        choices=SHELLS,
+        action=PrintCompletion,
+        help="print what makes a shell complete commands, options and file names",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    of_commands = {}
     for name, module, summary in (
         ("reconstruct", reconstruct, "turn photos into HDR images"),
         ("view", view, "look at HDR images in a browser"),
@@ -91,5 +108,6 @@ def _parser() -> argparse.ArgumentParser:
         ("train", train, "train a network on HDR images"),
         ("export", export, "write the network as an ONNX file"),
     ):
-        module.add_arguments(commands.add_parser(name, help=summary))
-    return parser
+        of_commands[name] = commands.add_parser(name, help=summary)
+        module.add_arguments(of_commands[name])
+    return parser, of_commands

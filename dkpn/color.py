@@ -6,6 +6,7 @@ function is differentiable, keeps the dtype and the device of its argument and l
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -245,21 +246,41 @@ def tone_map(image: Tensor) -> Tensor:
     if image.dim() == 4:
         previews = [tone_map(one) for one in image]
         return torch.stack(previews) if previews else image.clone()
-    # Half precision would lose the product of a sun and its exposure.
-    scene = image.clamp(min=0.0).to(torch.promote_types(image.dtype, torch.float32))
-    scene_luminance = luminance(scene)
-    samples = scene_luminance.flatten()
+    return tone_mapping(image)(image)
+
+
+def tone_mapping(image: Tensor) -> Callable[[Tensor], Tensor]:
+    """Choose the exposure of `tone_map` for an image.
+
+    Args:
+        image: (3, H, W) floating point, finite, linear Rec.709; a thinned-out copy of the image to
+            render will do.
+
+    Returns:
+        What renders the image, or a part of it (3, h, w), as `tone_map` does.
+    """
+    samples = luminance(_scene(image)).flatten()
     samples = samples[:: max(1, samples.numel() // _PREVIEW_SAMPLES)]
     samples = samples[samples > 0]
     if samples.numel() == 0:
-        return torch.zeros_like(image)
+        return torch.zeros_like
     exposure = _PREVIEW_KEY / samples.log().mean().exp()
     rank = max(1, math.ceil(_PREVIEW_WHITE_QUANTILE * samples.numel()))
     white = (exposure * samples.kthvalue(rank).values).clamp(min=1.0)
-    exposed = exposure * scene_luminance
-    compression = (1 + exposed / white**2) / (1 + exposed)
-    display = (scene * exposure * compression).clamp(0.0, 1.0)
-    return linear_to_srgb(display).clamp(0.0, 1.0).to(image.dtype)
+
+    def render(part: Tensor) -> Tensor:
+        scene = _scene(part)
+        exposed = exposure * luminance(scene)
+        compression = (1 + exposed / white**2) / (1 + exposed)
+        display = (scene * exposure * compression).clamp(0.0, 1.0)
+        return linear_to_srgb(display).clamp(0.0, 1.0).to(part.dtype)
+
+    return render
+
+
+def _scene(image: Tensor) -> Tensor:
+    """Light, at least 0; half precision would lose the product of a sun and its exposure."""
+    return image.clamp(min=0.0).to(torch.promote_types(image.dtype, torch.float32))
 
 
 def _require_float(value: Tensor, name: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dkpn.packages import require
 from dkpn.primaries import REC709
+from dkpn.strips import as_stored, row_strips
 
 HALF_MAX = 65504.0
 """The largest 16-bit float."""
@@ -17,7 +18,8 @@ def save_exr(path: Path, image: np.ndarray, white_nits: float, *, half: bool) ->
     """Write an OpenEXR file with ZIP compression, and read it back.
 
     The library drops the error where the disk gets full with the last few kilobytes, and a small
-    file is nothing but those; so the file is compared with the image.
+    file is nothing but those; so the file is compared with the image. What is written lies in a
+    temporary file where it is large.
 
     Args:
         path: file to write in place.
@@ -31,7 +33,7 @@ def save_exr(path: Path, image: np.ndarray, white_nits: float, *, half: bool) ->
         ModuleNotFoundError: OpenEXR is not installed.
     """
     open_exr = require("OpenEXR")
-    pixels = np.ascontiguousarray(image, dtype=np.float16 if half else np.float32)
+    pixels = as_stored(image, np.float16 if half else np.float32)
     header = {
         "compression": open_exr.ZIP_COMPRESSION,
         "type": open_exr.scanlineimage,
@@ -47,11 +49,26 @@ def save_exr(path: Path, image: np.ndarray, white_nits: float, *, half: bool) ->
 
 
 def _holds(path: Path, pixels: np.ndarray) -> bool:
+    # The library's newer interface reads whole pictures only.
+    numbers = require("Imath").PixelType
+    kind = numbers(numbers.HALF if pixels.dtype == np.float16 else numbers.FLOAT)
     try:
-        with require("OpenEXR").File(str(path)) as file:
-            return np.array_equal(file.channels()["RGB"].pixels, pixels)
-    except (RuntimeError, ValueError, TypeError, KeyError):
+        file = require("OpenEXR").InputFile(str(path))
+    except OSError:
         return False
+    try:
+        for strip in row_strips(pixels):
+            rows = pixels[strip]
+            planes = file.channels("RGB", kind, strip.start, strip.stop - 1)
+            for channel, plane in enumerate(planes):
+                stored = np.frombuffer(plane, pixels.dtype).reshape(rows.shape[:2])
+                if not np.array_equal(stored, rows[..., channel]):
+                    return False
+    except OSError:
+        return False
+    finally:
+        file.close()
+    return True
 
 
 def _system_error(message: str) -> OSError:

@@ -17,13 +17,9 @@ from dkpn.color import WHITE_NITS
 from dkpn.exr_file import HALF_MAX, save_exr
 from dkpn.packages import require
 from dkpn.primaries import REC709, rgb_to_rec709
+from dkpn.rgbe_file import RGBE_MAX, save_rgbe
 
 HDR_SUFFIXES = (".hdr", ".exr")
-
-# The largest mantissa, 255, at the largest exponent byte, 255: 255 * 2^(255 - 136).
-_RGBE_MAX = 255.0 * 2.0**119
-_ROUNDED_AT_ONCE = 1 << 20  # numbers
-_RGBE_MIN = 1e-32  # the codec stores smaller values as black
 
 
 def read_hdr(path: str | os.PathLike[str]) -> np.ndarray:
@@ -174,52 +170,17 @@ def _read_rgbe(path: Path) -> np.ndarray:
 
 
 def _write_rgbe(path: Path, image: np.ndarray) -> None:
-    imagecodecs = require("imagecodecs")
+    require("imagecodecs")
     if (image < 0).any():
         raise ValueError(
             f"image: Radiance RGBE ({path.name}) holds no negative values, got "
             f"{int((image < 0).sum())} of them; clamp them to zero or write .exr"
         )
-    if float(image.max()) > _RGBE_MAX:
+    if float(image.max()) > RGBE_MAX:
         raise ValueError(
-            f"image: Radiance RGBE ({path.name}) ends at {_RGBE_MAX:.3g}, got {image.max()}"
+            f"image: Radiance RGBE ({path.name}) ends at {RGBE_MAX:.3g}, got {image.max()}"
         )
-    data = imagecodecs.rgbe_encode(_round_to_rgbe(image), header=True, rle=True)
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
-
-
-def _round_to_rgbe(image: np.ndarray) -> np.ndarray:
-    """Round to the nearest values that RGBE holds; the codec alone would truncate."""
-    rounded = np.empty(image.shape, np.float32)
-    # By rows: the steps in float64 would take ten times the memory of the image.
-    rows = max(1, _ROUNDED_AT_ONCE // (3 * image.shape[1]))
-    for first in range(0, len(image), rows):
-        part = slice(first, first + rows)
-        rounded[part] = _round_rows_to_rgbe(image[part].astype(np.float64))
-    return rounded
-
-
-def _round_rows_to_rgbe(image: np.ndarray) -> np.ndarray:
-    mantissa, exponent = shared_exponent(image)
-    rounded = np.ldexp(mantissa, exponent - 8)
-    return np.where(image.max(axis=2, keepdims=True) < _RGBE_MIN, 0.0, rounded)
-
-
-def shared_exponent(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round to three mantissas, of 0 to 255, and one exponent a pixel.
-
-    Args:
-        image: (H, W, 3) float64, at least 0.
-
-    Returns:
-        Mantissas (H, W, 3), whole numbers in float64, and exponents (H, W, 1), integers: the value
-        is ``mantissa * 2^(exponent - 8)``.
-    """
-    largest = image.max(axis=2, keepdims=True)
-    _, exponent = np.frexp(largest)
-    # A mantissa that rounds up to 256 needs the next exponent.
-    exponent += np.rint(np.ldexp(largest, 8 - exponent)) > 255
-    return np.rint(np.ldexp(image, 8 - exponent)), exponent
+    write_atomically(path, lambda temporary: save_rgbe(temporary, image))
 
 
 def _read_exr(path: Path) -> np.ndarray:

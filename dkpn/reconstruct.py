@@ -4,9 +4,7 @@ While the network works on one photo the next one is decoded and the last one en
 fails is reported, and the batch goes on.
 """
 
-import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,17 +15,19 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from dkpn.color import tone_map
+from dkpn.color import tone_mapping
 from dkpn.hdr_io import write_png
 from dkpn.infer import image_planes
 from dkpn.model import DKPN
-from dkpn.outputs import OUTPUT_SUFFIXES, output_suffix, write_result
+from dkpn.outputs import OUTPUT_SUFFIXES, encoding_bytes, output_suffix, write_result
 from dkpn.photos.reading import STANDARD_INPUT, Photo, read_photo
+from dkpn.resources import available_memory
+from dkpn.strips import row_strips, scratch_array
 from dkpn.tiles import Tile, reconstruct_tiles, tile_side
 
 MAX_PIXELS = 500_000_000
-_IN_MEMORY = 200_000_000  # bytes of a result that lies on disk where it is larger
 _PREVIEW_SIDE = 4096  # pixels, of the tone-mapped preview
+_EXPOSURE_SIDE = 1024  # pixels, at most, that its exposure is chosen by
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ def reconstruct_jobs(
             try:
                 assert current is not None
                 photo = current.result()
+                _check_room(job, photo)
                 reading = _read_ahead(reader, jobs, index + 1, options)
                 report = None if progress is None else _bound(progress, job)
                 result = reconstruct_photo(model, photo, options, report)
@@ -206,6 +207,18 @@ def reconstruct_jobs(
                 writing = (job, encoding)
         if writing is not None:
             yield writing[0], writing[1].exception()  # pyright: ignore[reportReturnType]
+
+
+def _check_room(job: Job, photo: Photo) -> None:
+    """Refuse what could not be encoded, before the network has worked for it."""
+    height, width = photo.pixels.shape[:2]
+    needed, free = encoding_bytes(job.output, height * width), available_memory()
+    if needed > free:  # never where the system does not say
+        raise MemoryError(
+            f"{job.output}: to encode {width} x {height} pixels takes about {needed / 2**30:.1f} "
+            f"GiB of memory, and {free / 2**30:.1f} are free; write .exr, .hdr or .tif, which "
+            "take next to none"
+        )
 
 
 def _read_ahead(
@@ -243,7 +256,7 @@ def reconstruct_photo(
     """
     device = next(model.parameters()).device
     planes = image_planes(photo.pixels)[0]
-    result = _array((*photo.pixels.shape[:2], 3))
+    result = scratch_array((*photo.pixels.shape[:2], 3), np.float32)
 
     def store(tile: Tile, core: torch.Tensor) -> None:
         if not torch.isfinite(core).all():
@@ -254,15 +267,6 @@ def reconstruct_photo(
     side = tile_side(model.config, options.max_memory, device)
     reconstruct_tiles(model, planes, store, side=side, panorama=options.panorama, progress=progress)
     return result
-
-
-def _array(shape: tuple[int, ...]) -> np.ndarray:
-    """An array that lies in a temporary file where it is large; the file goes with it."""
-    if 4 * math.prod(shape) <= _IN_MEMORY:
-        return np.empty(shape, np.float32)
-    with tempfile.TemporaryFile(prefix="dkpn-") as file:
-        # The array keeps the file, which has no name any more, until nothing refers to it.
-        return np.memmap(file, np.float32, "w+", shape=shape)
 
 
 def _finish(
@@ -295,6 +299,16 @@ def preview(image: np.ndarray) -> np.ndarray:
     Of a large image every n-th pixel is shown, at most 4,096 along a side.
     """
     step = -(-max(image.shape[:2]) // _PREVIEW_SIDE)
-    small = np.ascontiguousarray(image[::step, ::step])
-    encoded = tone_map(rearrange(torch.from_numpy(small), "h w c -> c h w"))
-    return rearrange((encoded * 255.0).round().byte(), "c h w -> h w c").contiguous().numpy()
+    small = image[::step, ::step]
+    # The exposure of a thousand rows and columns is that of all.
+    thin = tuple(slice(None, None, -(-size // _EXPOSURE_SIDE)) for size in small.shape[:2])
+    render = tone_mapping(_planes(small[thin]))
+    shown = np.empty(small.shape, np.uint8)
+    for strip in row_strips(small):
+        codes = (render(_planes(small[strip])) * 255.0).round().byte()
+        shown[strip] = rearrange(codes, "c h w -> h w c").numpy()
+    return shown
+
+
+def _planes(image: np.ndarray) -> torch.Tensor:
+    return rearrange(torch.from_numpy(np.ascontiguousarray(image)), "h w c -> c h w")

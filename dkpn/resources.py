@@ -13,6 +13,7 @@ import torch
 Result = TypeVar("Result")
 
 _STATUS = Path("/proc/self/status")
+_MEMORY = Path("/proc/meminfo")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): "Reset the peak resident set size"
 _KIB_OF_MIB = 1024
@@ -66,6 +67,16 @@ def measured(call: Callable[[], Result]) -> tuple[Result, Cost]:
     if device:
         device_memory = (torch.cuda.max_memory_allocated() - allocated) / _BYTES_OF_MIB
     return result, Cost(seconds, memory, device_memory)
+
+
+def available_memory() -> float:
+    """Bytes that programs can have without swapping, as Linux estimates it; NaN elsewhere."""
+    try:
+        lines = _MEMORY.read_text().splitlines()
+    except OSError:
+        return math.nan
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024.0 if found else math.nan
 
 
 def _resident_before() -> float:

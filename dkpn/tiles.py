@@ -225,7 +225,9 @@ def reduced(image: Tensor, side: int) -> Tensor:
 def _free_memory(device: torch.device) -> float:
     """Bytes of memory that programs can still have; 4 GiB where the system does not say."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch keeps of earlier pictures is free for the next one.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

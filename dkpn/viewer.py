@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dkpn.color import WHITE_NITS, srgb_to_linear
-from dkpn.hdr_io import shared_exponent, write_atomically
+from dkpn.hdr_io import write_atomically
 from dkpn.infer import encoded_batch
 from dkpn.model import DKPN
+from dkpn.rgbe_file import shared_exponent
 
 MOST_BYTES = 30_000_000
 """Size of a page, at most."""

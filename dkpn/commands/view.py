@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path("view.html"),
         metavar="OUT.html",
-        help="(default: %(default)s)",
+        help="page to write (default: %(default)s)",
     )
     add("--overwrite", action="store_true", help="replace an output that exists")
     add_white_nits(parser)

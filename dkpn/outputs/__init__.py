@@ -1,5 +1,5 @@
 """HDR results as files that other programs open: OpenEXR, Radiance, TIFF, PNG, AVIF, UltraHDR."""
 
-from dkpn.outputs.files import OUTPUT_SUFFIXES, output_suffix, write_result
+from dkpn.outputs.files import OUTPUT_SUFFIXES, encoding_bytes, output_suffix, write_result
 
-__all__ = ["OUTPUT_SUFFIXES", "output_suffix", "write_result"]
+__all__ = ["OUTPUT_SUFFIXES", "encoding_bytes", "output_suffix", "write_result"]

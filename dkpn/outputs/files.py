@@ -20,12 +20,17 @@ import numpy as np
 
 from dkpn.color import WHITE_NITS
 from dkpn.exr_file import HALF_MAX, save_exr
-from dkpn.hdr_io import write_atomically, write_hdr
-from dkpn.outputs.stills import encode_float_tiff, encode_pq_avif, encode_pq_png
+from dkpn.hdr_io import write_atomically
+from dkpn.outputs.stills import encode_pq_avif, encode_pq_png, save_float_tiff
 from dkpn.outputs.ultrahdr import BasePhoto, encode_ultrahdr
+from dkpn.rgbe_file import RGBE_MAX, save_rgbe
+from dkpn.strips import row_strips
 
 OUTPUT_SUFFIXES = (".exr", ".hdr", ".tif", ".tiff", ".png", ".avif", ".jpg", ".jpeg")
 """Names that :func:`write_result` knows, in lower case; either case of letters is taken."""
+
+_BYTES_PER_PIXEL = {".png": 18, ".avif": 42, ".jpg": 11, ".jpeg": 11}
+"""Memory that encoding takes beside image and photo, measured; other formats go out in strips."""
 
 _INSTALL = 'pip install "kpnops[dkpn]"'
 _PQ_PEAK_NITS = 10000.0
@@ -46,6 +51,16 @@ def output_suffix(path: str | os.PathLike[str]) -> str:
             f"{path}: the suffix chooses the format: {', '.join(OUTPUT_SUFFIXES)}; {got}"
         )
     return suffix
+
+
+def encoding_bytes(path: str | os.PathLike[str], pixels: int) -> int:
+    """Return the memory that :func:`write_result` takes beside image and photo, about, in bytes.
+
+    Args:
+        path: file to write; its suffix counts.
+        pixels: of the image.
+    """
+    return _BYTES_PER_PIXEL.get(output_suffix(path), 0) * pixels
 
 
 def write_result(
@@ -91,11 +106,7 @@ def write_result(
         raise FileNotFoundError(f"{path}: the folder {path.parent} does not exist; create it first")
     try:
         _check(image, white_nits)
-        if suffix == ".hdr":
-            # Single precision at least: the range of RGBE is beyond that of half.
-            write_hdr(path, np.maximum(image, np.float32(0)))
-        else:
-            write_atomically(path, _writer(suffix, image, photo, white_nits))
+        write_atomically(path, _writer(suffix, image, photo, white_nits))
     except OSError as error:
         raise _named(error, path) from error
     except ValueError as error:
@@ -110,13 +121,18 @@ def write_result(
 def _writer(
     suffix: str, image: np.ndarray, photo: BasePhoto | None, white_nits: float
 ) -> Callable[[Path], object]:
-    """Return what writes the file; everything is encoded before it is called, but for EXR."""
+    """Return what writes the file; what is not written row by row is encoded before."""
     if suffix == ".exr":
-        half = bool(np.abs(image).max() <= HALF_MAX)
+        half = _largest(image) <= HALF_MAX
         return partial(save_exr, image=image, white_nits=white_nits, half=half)
+    if suffix == ".hdr":
+        largest = float(image.max())
+        if largest > RGBE_MAX:
+            raise ValueError(f"image: Radiance RGBE ends at {RGBE_MAX:.3g}, got {largest:.3g}")
+        return partial(save_rgbe, image=image)
     if suffix in (".tif", ".tiff"):
-        data = encode_float_tiff(image)
-    elif suffix == ".png":
+        return partial(save_float_tiff, image=image)
+    if suffix == ".png":
         data = encode_pq_png(image, white_nits)
     elif suffix == ".avif":
         data = encode_pq_avif(image, white_nits)
@@ -132,14 +148,18 @@ def _check(image: np.ndarray, white_nits: float) -> None:
         raise TypeError(f"image: expected a floating-point array, got {image.dtype}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image: expected shape (H, W, 3), got {image.shape}")
-    finite = np.isfinite(image)
-    if not finite.all():
+    parts = [image[strip] for strip in row_strips(image)]
+    if not all(np.isfinite(part).all() for part in parts):
         raise ValueError(
-            f"image: expected finite values, got {int(np.isnan(image).sum())} NaN and "
-            f"{int(np.isinf(image).sum())} infinite ones"
+            f"image: expected finite values, got {sum(int(np.isnan(part).sum()) for part in parts)}"
+            f" NaN and {sum(int(np.isinf(part).sum()) for part in parts)} infinite ones"
         )
     if not 0 < white_nits <= _PQ_PEAK_NITS:
         raise ValueError(f"white_nits: expected cd/m² above 0 and at most 10000, got {white_nits}")
+
+
+def _largest(image: np.ndarray) -> float:
+    return max(abs(float(image.max())), abs(float(image.min())))
 
 
 def _named(error: OSError, path: Path) -> OSError:

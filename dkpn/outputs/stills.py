@@ -7,6 +7,7 @@ References:
 
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from dkpn.color import pq_encode
 from dkpn.packages import require
 from dkpn.primaries import REC709, rgb_to_rec709
+from dkpn.strips import as_stored, row_strips, scratch_array
 
 REC2020, PQ, REC2020_NCL, IDENTITY = 9, 16, 9, 0
 """Code points of ITU-T H.273: primaries, transfer, matrix; PNG holds RGB, the identity matrix."""
@@ -27,7 +29,7 @@ _AVIF_BITS = 10
 _AVIF_QUALITY = 95
 _AVIF_SPEED = 8
 _PNG_HEADER_END = 8 + 25  # signature and IHDR
-_STRIP_VALUES = 1 << 20
+_CLASSIC_TIFF_BYTES = 2**32 - 2**25  # with room for strips that do not get smaller
 _ICC_DATE = slice(24, 36)
 _SOME_DATE = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
 
@@ -46,14 +48,12 @@ def pq_codes(image: np.ndarray, white_nits: float, bits: int) -> np.ndarray:
     Returns:
         (H, W, 3) uint16, in [0, 2^bits - 1], rounded to nearest.
     """
-    height, width = image.shape[:2]
-    codes = np.empty(image.shape, np.uint16)
-    rows = max(1, _STRIP_VALUES // (3 * width))
-    for first in range(0, height, rows):
+    codes = scratch_array(image.shape, np.uint16)
+    for strip in row_strips(image):
         # Single precision would round the power of 79 in PQ by about one step of 16 bits.
-        light = image[first : first + rows].astype(np.float64) @ (white_nits * _REC709_TO_REC2020.T)
+        light = image[strip].astype(np.float64) @ (white_nits * _REC709_TO_REC2020.T)
         encoded = pq_encode(torch.from_numpy(light)).numpy()
-        codes[first : first + rows] = np.rint(encoded * (2**bits - 1))
+        codes[strip] = np.rint(encoded * (2**bits - 1))
     return codes
 
 
@@ -109,26 +109,32 @@ def encode_pq_avif(image: np.ndarray, white_nits: float) -> bytes:
     return bytes(data)
 
 
-def encode_float_tiff(image: np.ndarray) -> bytes:
-    """Make a TIFF of 32-bit floats, exactly the values given, with a linear Rec.709 profile.
+def save_float_tiff(path: Path, image: np.ndarray) -> None:
+    """Write a TIFF of 32-bit floats strip by strip, with a linear Rec.709 profile.
+
+    It holds exactly the values given, deflated, and is a BigTIFF where 4 GB may not suffice.
 
     Args:
+        path: file to write in place.
         image: (H, W, 3) floating point, linear Rec.709.
 
-    Returns:
-        Bytes of the file, deflated; of the kind BigTIFF where 4 GB do not suffice.
+    Raises:
+        OSError: the file could not be written.
+        ModuleNotFoundError: a codec is not installed.
     """
-    imagecodecs = require("imagecodecs")
-
-    pixels = np.ascontiguousarray(image, dtype=np.float32)
-    data = imagecodecs.tiff_encode(
-        pixels,
-        photometric=imagecodecs.TIFF.PHOTOMETRIC.RGB,
-        compression=imagecodecs.TIFF.COMPRESSION.ADOBE_DEFLATE,
-        predictor=imagecodecs.TIFF.PREDICTOR.FLOATINGPOINT,
-        iccprofile=_linear_rec709_profile(imagecodecs),
+    require("tifffile").imwrite(
+        path,
+        as_stored(image, np.float32),
+        photometric="rgb",
+        compression="adobe_deflate",
+        predictor="floatingpoint",
+        rowsperstrip=next(row_strips(image)).stop,
+        iccprofile=_linear_rec709_profile(require("imagecodecs")),
+        bigtiff=4 * image.size > _CLASSIC_TIFF_BYTES,
+        metadata=None,  # a description of the array in JSON
+        software=False,
+        maxworkers=1,
     )
-    return bytes(data)
 
 
 def _linear_rec709_profile(imagecodecs: Any) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 from bench.cases import BACKWARD, FORWARD, FORWARD_BACKWARD, Case
 from bench.goals import GPU_GOALS
 from bench.matrix import EMPTY_OP, MIXED, PARTS, gpu_tasks, tiny_tasks
+from bench.photo_cases import RECONSTRUCTION
 from bench.providers import COMPILED_SLICES
 from bench.results import COLD, DEVICE, GRAPH, HOST, WALL
 from bench.step_cases import STEP
@@ -57,7 +58,8 @@ def test_the_rows_asked_for_are_there():
     assert {case.normalize for case in cases} == {None, "softmax"}
     filters = [case for case in cases if isinstance(case, Case)]
     assert any((case.input_dtype, case.filter_dtype) == MIXED for case in filters)
-    assert {pass_name for _, pass_name in timed} == {FORWARD, BACKWARD, FORWARD_BACKWARD, STEP}
+    passes = {FORWARD, BACKWARD, FORWARD_BACKWARD, STEP, RECONSTRUCTION}
+    assert {pass_name for _, pass_name in timed} == passes
     in_graph = [task.case for task in TASKS if task.clock == GRAPH]
     assert len({case.shape for case in in_graph if case.dtype == "float32"}) == 7
     assert any(task.clock == HOST for task in TASKS)

@@ -1,6 +1,7 @@
 import errno
 import io
 import os
+import pickle
 import sys
 
 import numpy as np
@@ -255,10 +256,17 @@ def weights_of_another_architecture(folder, photo):
     return (photo, "-o", folder / "x.exr", "--weights", folder / "w"), 2, "differ in"
 
 
-def pickled_weights(folder, photo):
-    torch.save({"a": torch.zeros(2)}, folder / "w.pth")
-    words = (photo, "-o", folder / "x.exr", "--weights", folder / "w.pth")
-    return words, 2, "safetensors"
+def pickled(name, content=None):
+    def pickled_weights(folder, photo):
+        if content is None:
+            torch.save({"a": torch.zeros(2)}, folder / name)
+        else:
+            (folder / name).write_bytes(content)
+        words = (photo, "-o", folder / "x.exr", "--weights", folder / name)
+        return words, 2, f"{name}: not a safetensors file, and no pickle is loaded"
+
+    pickled_weights.__name__ = name
+    return pickled_weights
 
 
 WRONG = [
@@ -282,7 +290,9 @@ WRONG = [
     truncated_weights,
     foreign_weights,
     weights_of_another_architecture,
-    pickled_weights,
+    *(pickled(f"w{suffix}") for suffix in (".pth", ".PT", ".ckpt", ".bin", ".safetensors", "")),
+    pickled("old.safetensors", pickle.dumps({"a": 1}, protocol=2)),
+    pickled("empty.pth", b""),
 ]
 
 

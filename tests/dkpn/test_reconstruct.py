@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dkpn import DKPN, DKPNConfig, reconstruct
+from dkpn import DKPN, DKPNConfig, reconstruct, strips
 from dkpn.hdr_io import read_hdr, write_png
+from dkpn.outputs import encoding_bytes
 from dkpn.photos import read_photo
 from dkpn.reconstruct import Job, Options, plan_jobs, preview, reconstruct_jobs, reconstruct_photo
 
@@ -178,12 +179,32 @@ def test_large_results_lie_on_disk_and_are_the_same(model, tmp_path, monkeypatch
     write_png(tmp_path / "a.png", codes(40, 30, 3))
     photo = read_photo(tmp_path / "a.png")
     expected = reconstruct_photo(model, photo, Options())
-    monkeypatch.setattr(reconstruct, "_IN_MEMORY", 100)
+    monkeypatch.setattr(strips, "_IN_MEMORY", 100)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     actual = reconstruct_photo(model, photo, Options())
     assert isinstance(actual, np.memmap)
     np.testing.assert_array_equal(actual, expected)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_what_cannot_be_encoded_is_refused_before_the_network_works(model, tmp_path, monkeypatch):
+    write_png(tmp_path / "a.png", codes(40, 30, 3))
+    jobs = [Job(tmp_path / "a.png", tmp_path / f"o{suffix}", None) for suffix in (".avif", ".exr")]
+    free = encoding_bytes("o.avif", 40 * 30) - 1
+    monkeypatch.setattr(reconstruct, "available_memory", lambda: float(free))
+    seen = []
+    (_, refused), (_, error) = reconstruct_jobs(
+        model, jobs, Options(), progress=lambda job, share: seen.append(job)
+    )
+    assert isinstance(refused, MemoryError)
+    assert "o.avif: to encode 30 x 40 pixels takes about" in str(refused)
+    assert "write .exr, .hdr or .tif" in str(refused)
+    assert error is None
+    assert set(seen) == {jobs[1]}
+    for plenty in (free + 1.0, float("nan")):
+        monkeypatch.setattr(reconstruct, "available_memory", lambda plenty=plenty: plenty)
+        ((_, error),) = reconstruct_jobs(model, jobs[:1], Options())
+        assert error is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 20000), (20000, 3)])

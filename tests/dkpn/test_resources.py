@@ -63,3 +63,13 @@ def test_memory_of_the_gpu_is_counted():
 def test_without_a_gpu_there_is_no_memory_of_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert math.isnan(measured(lambda: None)[1].device_memory)
+
+
+def test_available_memory_is_told_or_not_a_number(tmp_path, monkeypatch):
+    table = tmp_path / "meminfo"
+    monkeypatch.setattr(resources, "_MEMORY", table)
+    assert math.isnan(resources.available_memory())
+    table.write_text("MemTotal:  9000 kB\nMemAvailable:    3000 kB\n")
+    assert resources.available_memory() == 3000 * 1024
+    table.write_text("MemTotal:  9000 kB\n")
+    assert math.isnan(resources.available_memory())
