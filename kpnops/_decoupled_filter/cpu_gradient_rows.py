@@ -1,9 +1,11 @@
 """The gradients of both filters for some rows: the terms of the formulas in ``cpu_gradients``."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from .cpu_split import Split, certainly_finite, filter_rows, tap_view
+from .cpu_split import Split, certainly_finite, filter_rows, tap_views, tap_windows
 
 __all__ = [
     "gradient_of_sums",
@@ -14,7 +16,10 @@ __all__ = [
     "write_spatial",
 ]
 
-_ELEMENTS_AT_ONCE = 2**17  # of a sum over channels
+# Of sums over channels: elements of a block of them for each thread, which stay in cache; and,
+# where there are fewer, elements of the sums of several channels at a time.
+ELEMENTS_AT_ONCE = 2**18
+ELEMENTS_OF_LANES = 2**16
 
 
 def gradient_of_sums(call: Split, grad: Tensor) -> Tensor:
@@ -31,38 +36,68 @@ def gradient_of_sums(call: Split, grad: Tensor) -> Tensor:
 
 def write_spatial(call: Split, padded: Tensor, grad: Tensor, target: Tensor) -> None:
     """grad_spatial of some rows into ``target``, ``(B, G, T, rows, Wo)``; ``grad`` is that of the
-    sums over the taps."""
-    weighted = call.form == "image" and call.combine == "mul"
-    for tap in range(call.window.taps):
-        view, place = tap_view(padded, call, tap), target[:, :, tap]
-        scaled = grad * call.channel_at(tap) if weighted else grad
-        if target.dtype != call.dtype:
-            place.copy_(_sum_channels(scaled, view, view.new_empty(place.shape)))
-            continue
-        _sum_channels(scaled, view, place)
-        if call.scratch is not None:  # under softmax times P, as ``write_logits`` takes it
-            place.mul_(call.spatial[:, :, tap])
+    sums over the taps. With ``call.scratch`` times P, as ``write_logits`` takes it."""
+    Kh, Kw = call.window.kernel_size
+    windows, target = tap_windows(padded, call), target.unflatten(2, (Kh, Kw))
+    factors, exact = None, target.dtype == call.dtype
+    if call.form == "image" and call.combine == "mul":
+        assert call.channel is not None
+        factors = call.channel[..., None, None].unflatten(3, (Kh, Kw))
+    # Blocks that need memory of their own are no larger where there are more threads.
+    threads = torch.get_num_threads() if exact and factors is None else 1
+    lanes = _lanes(grad.shape[2], target.numel())
+    for taps, rows in _blocks(target, ELEMENTS_AT_ONCE * threads):
+        total = place = target[:, :, taps, :, rows]
+        if not exact:
+            total = torch.empty_like(place, dtype=call.dtype)
+        weights = None if factors is None else factors[:, :, :, taps]
+        read = windows[:, :, :, taps, :, rows]
+        _sum_channels(grad[..., None, None, rows, :], read, weights, total, lanes)
+        if not exact:
+            place.copy_(total)
+        elif call.scratch is not None:
+            place.mul_(call.spatial.unflatten(2, (Kh, Kw))[:, :, taps, :, rows])
 
 
-def _sum_channels(a: Tensor, b: Tensor, total: Tensor) -> Tensor:
-    """Write ``total (B, G, rows, Wo) = sum over C/G of a * b`` and return it.
+def _blocks(target: Tensor, most: int) -> Iterator[tuple[slice, slice]]:
+    """Rows of taps, and rows, of ``target (B, G, Kh, Kw, rows, Wo)``: at most so many elements at a
+    time, or one row for one row of taps."""
+    B, G, Kh, Kw, rows, Wo = target.shape
+    row = max(1, B * G * Kw * Wo)
+    height = min(rows, max(1, most // row))
+    taps = min(Kh, max(1, most // (row * height)))
+    for top in range(0, rows, height):
+        for tap in range(0, Kh, taps):
+            yield slice(tap, tap + taps), slice(top, top + height)
 
-    So many channels at a time as make a sum that stays in cache, and an operation long enough: at
-    64 x 128 x 128 eight at a time take half the time of one, at 256 x 28 x 28 a tenth.
-    """
-    channels = a.shape[2]
-    most = min(channels, max(1, _ELEMENTS_AT_ONCE // max(1, total.numel())))
-    lanes = max(count for count in range(1, most + 1) if channels % count == 0)
-    if lanes == 1:
-        torch.mul(a[:, :, 0], b[:, :, 0], out=total)
-        for channel in range(1, channels):
-            total.addcmul_(a[:, :, channel], b[:, :, channel])
-        return total
+
+def _lanes(channels: int, elements: int) -> int:
+    """Channels at a time in sums of so many elements over ``channels``: more than one where an
+    operation would take less time than its call."""
+    most = min(channels, max(1, ELEMENTS_OF_LANES // max(1, elements)))
+    return max(count for count in range(1, most + 1) if channels % count == 0)
+
+
+def _sum_channels(a: Tensor, b: Tensor, weights: Tensor | None, total: Tensor, lanes: int) -> None:
+    """Write ``total = sum over C/G of a * b``, each product times its weight if there are any; all
+    but the total ``(B, G, C/G, taps, Kw, rows, Wo)`` or broadcastable to that."""
     a, b = a.unflatten(2, (-1, lanes)), b.unflatten(2, (-1, lanes))
-    sums = a[:, :, 0] * b[:, :, 0]
-    for block in range(1, a.shape[2]):
-        sums.addcmul_(a[:, :, block], b[:, :, block])
-    return torch.sum(sums, 2, out=total)
+    factors = [None] * a.shape[2]
+    if weights is not None:
+        factors = weights.unflatten(2, (-1, lanes)).unbind(2)
+    shape = (*total.shape[:2], lanes, *total.shape[2:])
+    sums = total.unsqueeze(2) if lanes == 1 else total.new_empty(shape)
+    for block, (first, second, weight) in enumerate(
+        zip(a.unbind(2), b.unbind(2), factors, strict=True)
+    ):
+        if weight is not None:
+            first, second = first * second, weight
+        if block == 0:
+            torch.mul(first, second, out=sums)
+        else:
+            sums.addcmul_(first, second)
+    if lanes > 1:
+        torch.sum(sums, 2, out=total)
 
 
 def _put_tap(call: Split, value: Tensor, tap: int, target: Tensor) -> None:
@@ -93,29 +128,29 @@ def write_channel_per_pixel(
     The gradient that arrives is taken out of the sum over the taps where that changes nothing (see
     ``filter_rows``).
     """
-    grad = call.split(grad)
+    grad, spatial = call.split(grad), call.spatial_taps()
     total = torch.empty_like(grad)
     if grad.device.type == "cpu":
-        for tap in range(call.window.taps):
-            _add_tap(call, total, tap_view(padded, call, tap), tap)
+        for tap, view in enumerate(tap_views(padded, call)):
+            _add_tap(call, total, view, spatial[tap], first=tap == 0)
         if certainly_finite(total.mul_(grad)):
             _store(total, target, add)
             return
-    for tap in range(call.window.taps):
-        _add_tap(call, total, grad * tap_view(padded, call, tap), tap)
+    for tap, view in enumerate(tap_views(padded, call)):
+        _add_tap(call, total, grad * view, spatial[tap], first=tap == 0)
     _store(total, target, add)
 
 
-def _add_tap(call: Split, total: Tensor, value: Tensor, tap: int) -> None:
-    """Add ``value``, times S of the tap under "mul"; the first tap is written instead."""
-    if call.combine == "add" and tap == 0:
+def _add_tap(call: Split, total: Tensor, value: Tensor, spatial: Tensor, *, first: bool) -> None:
+    """Add ``value``, times S of its tap under "mul"; the first tap is written instead."""
+    if call.combine == "add" and first:
         total.copy_(value)
     elif call.combine == "add":
         total.add_(value)
-    elif tap == 0:
-        torch.mul(value, call.spatial_tap(tap), out=total)
+    elif first:
+        torch.mul(value, spatial, out=total)
     else:
-        total.addcmul_(value, call.spatial_tap(tap))
+        total.addcmul_(value, spatial)
 
 
 def write_matrix(call: Split, padded: Tensor, grad: Tensor, target: Tensor, *, add: bool) -> None:
@@ -144,13 +179,14 @@ def write_filters_per_image(
     to."""
     product = torch.empty_like(grad)
     weighted = torch.empty_like(grad) if call.combine == "mul" else product
-    for tap in range(call.window.taps):
-        torch.mul(grad, tap_view(padded, call, tap), out=product)
+    taps = zip(tap_views(padded, call), call.spatial_taps(), strict=True)
+    for tap, (view, spatial) in enumerate(taps):
+        torch.mul(grad, view, out=product)
         if target is not None:
             if call.combine == "mul":
                 torch.mul(product, call.channel_at(tap), out=weighted)
             _put_tap(call, weighted.sum(2), tap, target)
         if call.combine == "mul":
-            product.mul_(call.spatial_tap(tap))
+            product.mul_(spatial)
         tap_sums = product.sum((3, 4))
         sums[..., tap] += tap_sums.sum(0, keepdim=True) if call.shared else tap_sums

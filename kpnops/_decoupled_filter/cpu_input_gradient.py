@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from .cpu_split import Split, reach, tap_view
+from .cpu_split import Split, reach, tap_views
 from .geometry import source_index
 
 __all__ = ["InputGradient"]
@@ -50,8 +50,9 @@ class InputGradient:
         """Add what ``rows`` of the strip, which are those of ``chunk``, send back."""
         assert self._window is not None
         target = chunk.split(self._window[:, :, rows.start * chunk.window.stride[0] :])
-        for tap in range(chunk.window.taps):
-            tap_view(target, chunk, tap).addcmul_(grad_sums, chunk.filter_tap(tap))
+        taps = zip(tap_views(target, chunk), chunk.spatial_taps(), strict=True)
+        for tap, (view, spatial) in enumerate(taps):
+            view.addcmul_(grad_sums, chunk.filter_at(tap, spatial))
 
     def end(self, rows: slice) -> None:
         """Write the rows that are finished and carry over the others."""

@@ -6,7 +6,7 @@ is then an ordinary call on the grid of the output, whose taps lie u times as fa
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +25,8 @@ __all__ = [
     "reach",
     "split_call",
     "strips",
-    "tap_view",
+    "tap_views",
+    "tap_windows",
 ]
 
 WORKSPACE_BYTES = 32 * 2**20
@@ -85,19 +86,19 @@ class Split:
         spatial = self.spatial[images, :, :, rows]
         return replace(self, input=self.input[images], spatial=spatial, channel=channel)
 
-    def spatial_tap(self, tap: int) -> Tensor:
-        """S of one tap, ``(B, G, 1, rows, Wo)``."""
-        return self.spatial.narrow(2, tap, 1)
+    def spatial_taps(self) -> Sequence[Tensor]:
+        """S of each tap, ``(B, G, 1, rows, Wo)``."""
+        return self.spatial.split(1, 2)
 
     def channel_at(self, tap: int) -> Tensor:
         """Channel filter of one tap, broadcastable to ``(B, G, C/G, rows, Wo)``."""
         assert self.channel is not None
         return self.channel if self.per_pixel else self.channel[..., tap, None, None]
 
-    def filter_tap(self, tap: int, *, with_gain: bool = False) -> Tensor:
+    def filter_at(self, tap: int, spatial: Tensor, *, with_gain: bool = False) -> Tensor:
         """What the input is multiplied with in the sum, broadcastable to ``(B, G, C/G, rows,
-        Wo)``: F of one tap, without a gain unless ``with_gain``, and without a matrix."""
-        spatial = self.spatial_tap(tap)
+        Wo)``: F of one tap, whose S is given, without a gain unless ``with_gain``, and without a
+        matrix."""
         if self.form in ("none", "mix") or (self.gain and not with_gain):
             return spatial
         spatial = spatial.to(self.dtype)
@@ -255,14 +256,23 @@ def reach(window: Window, axis: int) -> int:
     return (window.kernel_size[axis] - 1) * window.dilation[axis] * window.scale
 
 
-def tap_view(padded: Tensor, call: Split, tap: int) -> Tensor:
-    """What one tap reads for the rows of ``call``, which ``padded`` begins with: a view ``(B, G,
-    C/G, rows, Wo)``."""
+def tap_windows(padded: Tensor, call: Split) -> Tensor:
+    """What the taps read for the rows of ``call``, which ``padded`` begins with: a view ``(B, G,
+    C/G, Kh, Kw, rows, Wo)``."""
     window = call.window
-    i, j = divmod(tap, window.kernel_size[1])
-    y, x = i * window.dilation[0] * window.scale, j * window.dilation[1] * window.scale
-    (sy, sx), Wo = window.stride, call.spatial.shape[4]
-    return padded[..., y : y + (call.rows - 1) * sy + 1 : sy, x : x + (Wo - 1) * sx + 1 : sx]
+    for axis, outputs in ((0, call.rows), (1, call.spatial.shape[4])):
+        apart, stride = window.dilation[axis] * window.scale, window.stride[axis]
+        padded = padded.unfold(3 + axis, (outputs - 1) * stride + 1, apart)[..., ::stride]
+        padded = padded.narrow(3 + axis, 0, window.kernel_size[axis])
+    return padded
+
+
+def tap_views(padded: Tensor, call: Split) -> list[Tensor]:
+    """The same for each tap: views ``(B, G, C/G, rows, Wo)``.
+
+    Made together they take the host a fraction of the time of a slice for each tap.
+    """
+    return [view for row in tap_windows(padded, call).unbind(3) for view in row.unbind(3)]
 
 
 def filter_rows(call: Split, padded: Tensor, total: Tensor) -> None:
@@ -281,9 +291,12 @@ def filter_rows(call: Split, padded: Tensor, total: Tensor) -> None:
 
 
 def _sum_taps(call: Split, padded: Tensor, total: Tensor, *, with_gain: bool) -> None:
-    torch.mul(tap_view(padded, call, 0), call.filter_tap(0, with_gain=with_gain), out=total)
-    for tap in range(1, call.window.taps):
-        total.addcmul_(tap_view(padded, call, tap), call.filter_tap(tap, with_gain=with_gain))
+    taps = zip(tap_views(padded, call), call.spatial_taps(), strict=True)
+    for tap, (view, spatial) in enumerate(taps):
+        if tap == 0:
+            torch.mul(view, call.filter_at(tap, spatial, with_gain=with_gain), out=total)
+        else:
+            total.addcmul_(view, call.filter_at(tap, spatial, with_gain=with_gain))
 
 
 def certainly_finite(values: Tensor) -> bool:

@@ -32,7 +32,7 @@ def _write(call: Call, output: Tensor, log_sum_exp: Tensor) -> None:
     # The padded frames, two sums, a product with a filter, and what is converted.
     planes = (call.frames + 3) * C + frames[0].mixed_dtypes * C + feature_planes(call)
     parts = cut(call, frames[0], planes, gradient=False)
-    head = Head(call, parts.images[0].stop * parts.chunk * call.size[1], gradient=False)
+    head = Head(call, parts, gradient=False)
     for rows in parts.rows:
         for images in parts.images:
             strips = [frame.part(images, rows) for frame in frames]

@@ -20,7 +20,6 @@ from .._decoupled_filter.cpu_gradient_rows import (
     gradient_of_sums,
     write_channel_per_pixel,
     write_filters_per_image,
-    write_logits,
     write_spatial,
 )
 from .._decoupled_filter.cpu_input_gradient import InputGradient
@@ -104,7 +103,7 @@ def write_gradients(call: Call, grad_output: Tensor, grads: Gradients) -> None:
     """Write the gradients that are asked for, all of them in one pass over the strips."""
     frames = frames_of(call)
     parts = _cut(call, frames[0], grads)
-    head = Head(call, parts.images[0].stop * parts.chunk * call.size[1], gradient=True)
+    head = Head(call, parts, gradient=True)
     sums = _Sums(call, grads)
     channel = None
     if grads.channel_filter is not None and call.form == "pixel":
@@ -190,7 +189,7 @@ class _Writer:
             filters = self.head.filters(images, outer)
             scratch = self.head.scratch(images, outer) if self._reaches_logits else None
             chunks = [strip.part(slice(None), inner) for strip in strips]
-            chunks = with_filters(chunks, filters, scratch if self.call.softmax else None)
+            chunks = with_filters(chunks, filters)
             grad = grad_output[images, :, outer].to(self.call.sum_dtype)
             grad_sums = gradient_of_sums(chunks[0], grad)
             read = [frame[:, :, :, inner.start :] for frame in padded]
@@ -202,7 +201,7 @@ class _Writer:
                 gradient.add(chunk, grad_sums, inner)
             if scratch is not None:
                 if self.call.softmax:
-                    write_logits(filters, scratch, scratch)
+                    self.head.differentiate_softmax(images, outer)
                 self._head(scratch, images, outer)
         for gradient in inputs:
             gradient.end(rows)
@@ -218,16 +217,16 @@ class _Writer:
         images: slice,
         scratch: Tensor | None,
     ) -> None:
-        """Gradient of the taps of all frames into ``scratch (B, G, N*T, rows, W)``, times the
-        probabilities under softmax; and of a channel filter for each image."""
+        """Gradient of the filters of all frames into ``scratch (B, G, N*T, rows, W)``; and of a
+        channel filter for each image."""
         taps = self.call.window.taps
         for frame, (chunk, read) in enumerate(zip(chunks, padded, strict=True)):
-            products = None if scratch is None else scratch.narrow(2, frame * taps, taps)
+            target = None if scratch is None else scratch.narrow(2, frame * taps, taps)
             if self.sums.channel is not None:
                 total = self.sums.channel if self.call.channel_shared else self.sums.channel[images]
-                write_filters_per_image(chunk, read, chunk.split(grad), products, total)
-            elif products is not None:
-                write_spatial(chunk, read, grad_sums, products)
+                write_filters_per_image(chunk, read, chunk.split(grad), target, total)
+            elif target is not None:
+                write_spatial(chunk, read, grad_sums, target)
 
     def _head(self, grad_logits: Tensor, images: slice, rows: slice) -> None:
         """What some rows give to the gradients of features, weight and bias."""

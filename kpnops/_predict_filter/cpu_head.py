@@ -11,11 +11,13 @@ from torch import Tensor
 from .._decoupled_filter.cpu_split import Split, Strips, strips
 from .call import Call
 
-__all__ = ["Head", "cut", "feature_planes", "frames_of", "pieces", "with_filters"]
+__all__ = ["Head", "apart", "cut", "feature_planes", "frames_of", "pieces", "with_filters"]
 
 # Filters of a chunk: small enough to stay in cache between the operations on them, large enough
 # for these operations to take longer than their calls.
 CHUNK_BYTES = 8 * 2**20
+
+LINE_BYTES = 64  # of a cache
 
 # From here on the logarithm of a probability is as exact as the logits are.
 SMALL = 2.0**-64
@@ -52,12 +54,25 @@ def cut(call: Call, frame: Split, planes: int, *, gradient: bool) -> Strips:
     taps = frame.spatial[:, :, :1].expand(B, call.groups, call.normalized_taps, H, W)
     # As under softmax, since the filters are never given.
     parts = strips(replace(frame, spatial=taps, softmax=True), planes, gradient=gradient)
-    row_bytes = call.weight.shape[0] * W * call.sum_dtype.itemsize
+    itemsize = call.sum_dtype.itemsize
+    elements = CHUNK_BYTES // (call.weight.shape[0] * itemsize)  # of a tap
     # Rather whole images than some rows of each.
-    images = min(B, parts.images[0].stop, max(1, CHUNK_BYTES // (H * row_bytes)))
-    chunk = min(parts.chunk, parts.rows[0].stop, max(1, CHUNK_BYTES // (images * row_bytes)))
+    images = min(B, parts.images[0].stop, max(1, elements // apart(H * W, itemsize)))
+    chunk = min(parts.chunk, parts.rows[0].stop, max(1, elements // images // W))
+    while chunk > 1 and images * apart(chunk * W, itemsize) > elements:
+        chunk -= 1
     slices = [slice(start, min(start + images, B)) for start in range(0, B, images)]
     return Strips(parts.rows, slices, chunk)
+
+
+def apart(positions: int, itemsize: int) -> int:
+    """Elements from one tap's filters to the next one's: an odd number of cache lines.
+
+    Were it a power of two, as it often is without, all taps of a pixel would fall into the same few
+    places of the cache, and a softmax over them would take twice as long.
+    """
+    line = LINE_BYTES // itemsize
+    return (-(-positions // line) | 1) * line
 
 
 def feature_planes(call: Call) -> int:
@@ -67,18 +82,11 @@ def feature_planes(call: Call) -> int:
     return 0 if rows_join and features.dtype == call.sum_dtype else features.shape[1]
 
 
-def with_filters(
-    frames: list[Split], filters: Tensor, scratch: Tensor | None = None
-) -> list[Split]:
-    """The frames of a chunk with their filters, and with memory for gradients of
-    probabilities."""
+def with_filters(frames: list[Split], filters: Tensor) -> list[Split]:
+    """The frames of a chunk with their filters."""
     taps = frames[0].window.taps
-
-    def part(tensor: Tensor | None, frame: int) -> Tensor | None:
-        return None if tensor is None else tensor.narrow(2, frame * taps, taps)
-
     return [
-        replace(split, spatial=part(filters, frame), scratch=part(scratch, frame))
+        replace(split, spatial=filters.narrow(2, frame * taps, taps))
         for frame, split in enumerate(frames)
     ]
 
@@ -91,15 +99,19 @@ def pieces(rows: slice, height: int) -> Iterator[tuple[slice, slice]]:
 
 
 class Head:
-    """Makes the filters of chunks of rows, ``(B, G, N*T, rows, W)``, in memory of its own."""
+    """Makes the filters of chunks of rows, ``(B, G, N*T, rows, W)``, in memory of its own.
 
-    def __init__(self, call: Call, positions: int, *, gradient: bool):
-        """For chunks of at most so many ``positions``, those of all their images together."""
+    Behind the rows of each tap some elements are unused (``apart``).
+    """
+
+    def __init__(self, call: Call, parts: Strips, *, gradient: bool):
+        """For chunks of ``parts``; for gradients with as much memory again."""
         dtype = call.sum_dtype
         self._call = call
         self.weight = call.weight.to(dtype)  # (G*N*T, F)
         self._bias = None if call.bias is None else call.bias.to(dtype)[:, None]
-        count = positions * self.weight.shape[0]
+        positions = min(parts.chunk, parts.rows[0].stop) * call.size[1]
+        count = parts.images[0].stop * self.weight.shape[0] * apart(positions, dtype.itemsize)
         self._memory = self.weight.new_empty(1 + gradient, count)
 
     def features(self, image: int, rows: slice) -> Tensor:
@@ -116,27 +128,30 @@ class Head:
 
         ``log_sum_exp (B, G, rows, W)``, if given, gets what belongs to its name.
         """
-        filters = self._part(0, images, rows)
+        memory = self._part(0, images, rows)
+        filters = self._used(memory, rows)
         self._write_logits(filters, images, rows)
         if not self._call.softmax:
             return filters
         if log_sum_exp is None:
-            return torch.softmax(filters, 2, out=filters)
+            torch.softmax(memory, 2, out=memory)
+            return filters
         # Any probability that is not next to nothing tells the sum, without a pass over all taps.
         # The host waits for the answer, so this is for CPU tensors only.
         if filters.device.type != "cpu":
             log_sum_exp.copy_(filters.logsumexp(2))
-            return torch.softmax(filters, 2, out=filters)
+            torch.softmax(memory, 2, out=memory)
+            return filters
         tap = filters.shape[2] // 2
         logit = filters[:, :, tap].clone()
-        torch.softmax(filters, 2, out=filters)
+        torch.softmax(memory, 2, out=memory)
         probability = filters[:, :, tap]
         if probability.amin().item() > SMALL:  # no NaN either
             torch.sub(logit, probability.log(), out=log_sum_exp)
         else:
             self._write_logits(filters, images, rows)
             log_sum_exp.copy_(filters.logsumexp(2))
-            torch.softmax(filters, 2, out=filters)
+            torch.softmax(memory, 2, out=memory)
         return filters
 
     def _write_logits(self, target: Tensor, images: slice, rows: slice) -> None:
@@ -149,15 +164,23 @@ class Head:
 
     def scratch(self, images: slice, rows: slice) -> Tensor:
         """Memory of the same shape."""
-        return self._part(1, images, rows)
+        return self._used(self._part(1, images, rows), rows)
+
+    def differentiate_softmax(self, images: slice, rows: slice) -> None:
+        """Turn the gradient of the probabilities, which stands in ``scratch``, into that of the
+        logits; the probabilities are those that ``filters`` gave for the same rows."""
+        probabilities, grad = self._part(0, images, rows), self._part(1, images, rows)
+        torch.ops.aten._softmax_backward_data.out(
+            grad, probabilities, 2, grad.dtype, grad_input=grad
+        )
 
     def _part(self, which: int, images: slice, rows: slice) -> Tensor:
+        """Memory of a chunk, ``(B, G, N*T, rows * W and what is unused)``."""
         call = self._call
-        shape = (
-            images.stop - images.start,
-            call.groups,
-            call.normalized_taps,
-            rows.stop - rows.start,
-            call.size[1],
-        )
+        step = apart((rows.stop - rows.start) * call.size[1], self.weight.dtype.itemsize)
+        shape = (images.stop - images.start, call.groups, call.normalized_taps, step)
         return self._memory[which, : math.prod(shape)].view(shape)
+
+    def _used(self, memory: Tensor, rows: slice) -> Tensor:
+        W = self._call.size[1]
+        return memory[..., : (rows.stop - rows.start) * W].unflatten(3, (-1, W))
