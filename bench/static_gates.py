@@ -16,7 +16,7 @@ LEAST_PIXELS_A_LOAD = 2
 # reuse and the product on tensor cores were seen to need. Other widths cannot join loads.
 ROW_REUSE = {
     ("float32", "W16"): {3: 22, 5: 48},
-    ("float32", "Wodd"): {3: 29, 5: 61},  # 28 and 52 are the aim: rows' addresses are in the way
+    ("float32", "Wodd"): {3: 28, 5: 52},
     ("bfloat16", "W16"): {3: 31, 5: 76},
 }
 BANDED = {

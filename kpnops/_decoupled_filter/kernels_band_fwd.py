@@ -20,7 +20,8 @@ from .kernels_band import (
 from .kernels_band_exact import band_fwd_exact
 from .kernels_index import STRIP, held_gradient, source_index
 from .kernels_softmax import held_statistics
-from .kernels_tile_load import statistics_position, tile_store
+from .kernels_tile_columns import tile_store
+from .kernels_tile_load import statistics_position
 
 
 @triton.jit

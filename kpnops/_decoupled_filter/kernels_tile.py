@@ -1,8 +1,8 @@
 """Fast kernels: stride 1, dilation 1, taps unrolled (at most 49).
 
 A program owns BLOCK_H rows of BLOCK_W pixels of one image and a chunk of ``channels`` of a group. A
-thread owns ROWS rows of PIXELS adjacent pixels (PIXELS is 2 where two can be loaded at once, else 1
-and several such pieces are a thread's), keeps their spatial taps in registers and walks the
+thread owns ROWS rows of PIXELS adjacent pixels (or several such pieces; JOINED: two of them are
+loaded at once), keeps their spatial taps in registers and walks the
 channels. One loaded row segment of the input serves every output row that reads it. Programs whose
 whole window lies inside the image run a variant without masks; which one a program needs is tested
 once. SAME_STRIDES: all tensors that the walk over the channels reads and writes lie alike, and
@@ -28,25 +28,23 @@ from .kernels_tile_columns import (
     load_padded_columns,
     store_pixels,
     tile_load,
+    tile_store,
 )
-from .kernels_tile_load import load_taps, statistics_position, tile_position, tile_store
+from .kernels_tile_load import load_taps, statistics_position, tile_position
 
 
 @triton.jit
 def _tile_fwd_body(
     x_ptr,
-    spatial_ptr,
+    spatial,
     channel_ptr,
-    statistics_ptr,
     out_ptr,
-    plane,
     channels,
     H,
     W,
     y0,
     x0,
     x_strides,
-    spatial_strides,
     channel_strides,
     out_strides,
     KH: tl.constexpr,
@@ -54,7 +52,6 @@ def _tile_fwd_body(
     FORM: tl.constexpr,
     COMBINE: tl.constexpr,
     PADDING: tl.constexpr,
-    SOFTMAX: tl.constexpr,
     TRANSPOSED: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
@@ -63,12 +60,13 @@ def _tile_fwd_body(
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
     SAME_STRIDES: tl.constexpr,
+    JOINED: tl.constexpr,
 ):
-    """All channels of a tile. Pointers stand at the first channel of image and group, row y0,
-    column x0.
+    """All channels of a tile whose taps are ``spatial``. Pointers stand at the first channel of
+    image and group, row y0, column x0.
 
-    Returns one value for each thread: NaN where a gain that left its sum over the taps was not
-    finite, else 0.
+    Returns one value for each thread: not finite where a gain that left its sum over the taps was
+    not, or products of two were too large.
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
@@ -85,10 +83,6 @@ def _tile_fwd_body(
     out_offs = (offs_h * out_strides[2] + offs_w * out_strides[3]).to(tl.int64)
     if FORM == "pixel":
         channel_offs = (offs_h * channel_strides[2] + offs_w * channel_strides[3]).to(tl.int64)
-    spatial = load_taps(
-        spatial_ptr, statistics_ptr, plane, spatial_strides, H, W, y, x, offs_h, offs_w, KH, KW,
-        SOFTMAX, TRANSPOSED, MASKED, ACC, ROWS, PIXELS,
-    )  # fmt: skip
     probe = tl.zeros((BLOCK_H // ROWS, BLOCK_W // PIXELS), ACC)
     for _ in range(channels):
         gains = ()  # row * PIXELS + pixel, as acc
@@ -97,7 +91,7 @@ def _tile_fwd_body(
             if GAIN:
                 gains = gains + load_columns(
                     channel_ptr + row * channel_strides[2], channel_offs, channel_strides[3], x, W,
-                    y + row < H, 0, PIXELS, PIXELS, MASKED, ACC,
+                    y + row < H, 0, PIXELS, PIXELS, MASKED, ACC, JOINED,
                 )  # fmt: skip
             for _pixel in tl.static_range(PIXELS):
                 acc = acc + (tl.zeros((BLOCK_H // ROWS, BLOCK_W // PIXELS), ACC),)
@@ -112,14 +106,14 @@ def _tile_fwd_body(
             else:
                 values = load_columns(
                     x_ptr + (r - TOP) * x_strides[2], x_offs, x_strides[3], x, W, inside, -LEFT,
-                    COLUMNS, PIXELS, MASKED, ACC,
+                    COLUMNS, PIXELS, MASKED, ACC, JOINED,
                 )  # fmt: skip
             if TRANSPOSED and FORM == "pixel":
                 # the channel filter of the output that is read here: shared by all rows, as the
                 # value is
                 shared = load_columns(
                     channel_ptr + (r - TOP) * channel_strides[2], channel_offs, channel_strides[3],
-                    x, W, inside, -LEFT, COLUMNS, PIXELS, MASKED, ACC,
+                    x, W, inside, -LEFT, COLUMNS, PIXELS, MASKED, ACC, JOINED,
                 )  # fmt: skip
                 if COMBINE == "mul":
                     products = ()
@@ -150,25 +144,27 @@ def _tile_fwd_body(
                                 weight = weight + shared[j + p]
                             else:
                                 weight = weight + gains[row * PIXELS + p]
-                        product = values[j + p] * weight
                         if TRANSPOSED and MASKED and FORM == "image":
                             # no output there reads this pixel, but the weight of a tap may be inf
                             column = x + (j + p - LEFT)
                             reads = inside & (column >= 0) & (column < W)
-                            product = tl.where(reads, product, 0.0)
-                        total = total + product
+                            total += tl.where(reads, values[j + p] * weight, 0.0)
+                        else:
+                            total = tl.fma(values[j + p], weight, total)
                     new_acc = new_acc + (total,)
             acc = new_acc
         if GAIN and COMBINE == "mul":
             results = ()
             for k in tl.static_range(ROWS * PIXELS):
                 results = results + (acc[k] * gains[k],)
-                probe += gains[k] * 0.0
+            for k in tl.static_range(0, ROWS * PIXELS, 2):  # two gains in one instruction
+                other = gains[k + 1] if k + 1 < ROWS * PIXELS else 1.0
+                probe = tl.fma(gains[k], other, probe)
             acc = results
         for row in tl.static_range(ROWS):
             store_pixels(
                 out_ptr + row * out_strides[2], out_offs, out_strides[3], acc, row * PIXELS, x, W,
-                y + row < H, PIXELS, MASKED,
+                y + row < H, PIXELS, MASKED, JOINED,
             )  # fmt: skip
         x_ptr += x_strides[1]
         out_ptr += out_strides[1]
@@ -284,6 +280,7 @@ def _tile_fwd_kernel(
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
     SAME_STRIDES: tl.constexpr,
+    JOINED: tl.constexpr,
     EVEN_STRIDES: tl.constexpr,
 ):
     """out[c, p] = sum_t F[c, t, p] x[c, p + o_t].
@@ -293,11 +290,14 @@ def _tile_fwd_kernel(
     that gradient stands in a workspace.
 
     A 4-D channel filter under "mul" leaves the sum over the taps: Ch sum_t S x. If a gain is
-    infinite that is not the sum of the products, and the tile is computed once more.
+    infinite that is not the sum of the products, and the tile is computed once more; so it is,
+    needlessly, where two gains have an infinite product.
     """
     TOP: tl.constexpr = KH - 1 - (KH - 1) // 2 if TRANSPOSED else (KH - 1) // 2
     LEFT: tl.constexpr = KW - 1 - (KW - 1) // 2 if TRANSPOSED else (KW - 1) // 2
     pid = tl.program_id(0)
+    if KH * KW <= 9:  # told so, it keeps 3x3 taps in 128 registers (sm_80); 5x5 then spill (sm_90)
+        tl.assume(channels > 0)
     # the chunks of a tile run side by side, so that they find its taps in the cache
     b, group, y0, x0 = tile_position(
         pid // chunks, GROUPS, H, W, first_image, first_row, rows, BLOCK_H, BLOCK_W
@@ -332,22 +332,30 @@ def _tile_fwd_kernel(
         channel_ptr += y0 * channel_strides[2] + x0 * channel_strides[3]
     interior = (y0 >= TOP) & (y0 + (BLOCK_H + KH - 1 - TOP) <= H)
     interior = interior & (x0 >= LEFT) & (x0 + (BLOCK_W + KW - 1 - LEFT) <= W)
+    # taps under a mask, once for both variants: a load of each in either doubles what is compiled
+    offs_h = ROWS * tl.arange(0, BLOCK_H // ROWS)[:, None]  # [rows of threads, 1]
+    offs_w = PIXELS * tl.arange(0, BLOCK_W // PIXELS)[None, :]  # [1, columns of threads]
+    spatial = load_taps(
+        spatial_ptr, statistics_ptr, plane, spatial_strides, H, W, y0.to(tl.int32) + offs_h,
+        x0.to(tl.int32) + offs_w, offs_h, offs_w, KH, KW, SOFTMAX, TRANSPOSED, True, ACC, ROWS,
+        PIXELS, JOINED,
+    )  # fmt: skip
     if interior:
         probe = _tile_fwd_body(
-            x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
-            y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
-            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, False, ACC, BLOCK_H,
-            BLOCK_W, ROWS, PIXELS, SAME_STRIDES,
+            x_ptr, spatial, channel_ptr, out_ptr, channels, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, channel_strides,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, TRANSPOSED, False, ACC, BLOCK_H,
+            BLOCK_W, ROWS, PIXELS, SAME_STRIDES, JOINED,
         )  # fmt: skip
     else:
         probe = _tile_fwd_body(
-            x_ptr, spatial_ptr, channel_ptr, statistics_ptr, out_ptr, plane, channels, H, W,
-            y0.to(tl.int32), x0.to(tl.int32), x_strides, spatial_strides, channel_strides,
-            out_strides, KH, KW, FORM, COMBINE, PADDING, SOFTMAX, TRANSPOSED, True, ACC, BLOCK_H,
-            BLOCK_W, ROWS, PIXELS, SAME_STRIDES,
+            x_ptr, spatial, channel_ptr, out_ptr, channels, H, W,
+            y0.to(tl.int32), x0.to(tl.int32), x_strides, channel_strides,
+            out_strides, KH, KW, FORM, COMBINE, PADDING, TRANSPOSED, True, ACC, BLOCK_H,
+            BLOCK_W, ROWS, PIXELS, SAME_STRIDES, JOINED,
         )  # fmt: skip
     if FORM == "pixel" and COMBINE == "mul" and not TRANSPOSED:
-        again = tl.max(tl.max((probe != probe).to(tl.int32), 1), 0)
+        again = tl.max(tl.max((probe * 0.0 != 0.0).to(tl.int32), 1), 0)
         if again > 0:
             tl.debug_barrier()  # these stores come after those of other threads above
             # A compiler cannot know that ``again`` is 1: it works out the tile's position anew

@@ -1,5 +1,5 @@
 """How the fast kernels load and store adjacent pixels: a thread owns PIXELS of a row, what they
-read of a row is loaded once, and two at a time where that can be."""
+read of a row is loaded once, and two at a time where rows begin at even offsets (JOINED)."""
 
 import triton
 import triton.language as tl
@@ -39,13 +39,13 @@ def _load_run(
 ):
     """Columns COLUMN ... COLUMN + SIZE - 1 from each thread's first pixel, one load; SIZE is 1 or
     2."""
-    if SIZE == 1:
-        mask = y_inside & (x + COLUMN >= 0) & (x + COLUMN < W)
+    if SIZE == 1:  # the test of a column in brackets: all rows share it
+        mask = y_inside & ((x + COLUMN >= 0) & (x + COLUMN < W))
         values = (tile_load(ptr + (offs + COLUMN * stride), mask, MASKED, ACC),)
     else:
         part = COLUMN + tl.arange(0, SIZE)[None, None, :]
         columns = x[:, :, None] + part
-        mask = y_inside[:, :, None] & (columns >= 0) & (columns < W)
+        mask = y_inside[:, :, None] & ((columns >= 0) & (columns < W))
         value = tile_load(ptr + (offs[:, :, None] + part * stride), mask, MASKED, ACC)
         first, second = tl.split(value)
         values = (first, second)
@@ -65,17 +65,18 @@ def load_columns(
     PIXELS: tl.constexpr,
     MASKED: tl.constexpr,
     ACC: tl.constexpr,
+    JOINED: tl.constexpr = True,
 ):
     """Columns FIRST ... FIRST + COUNT - 1 from each thread's first pixel, 0 outside the image: a
     tuple.
 
     The first pixel stands at column ``x``, a multiple of PIXELS, and ``offs`` from ``ptr``: 64-bit
-    in loops, where columns are then constants beside one address. If PIXELS is 2, two columns of
-    which the first is even are one load.
+    in loops, where columns are then constants beside one address. If PIXELS is 2 and JOINED, two
+    columns of which the first is even are one load.
     """
     values = ()
     for k in tl.static_range(COUNT):
-        if PIXELS == 2 and k >= (FIRST + k) % 2 and k - (FIRST + k) % 2 + 2 <= COUNT:
+        if PIXELS == 2 and JOINED and k >= (FIRST + k) % 2 and k - (FIRST + k) % 2 + 2 <= COUNT:
             if (FIRST + k) % 2 == 0:
                 values = values + _load_run(
                     ptr, offs, stride, x, W, y_inside, FIRST + k, 2, MASKED, ACC
@@ -123,19 +124,25 @@ def store_pixels(
     y_inside,
     PIXELS: tl.constexpr,
     MASKED: tl.constexpr,
+    JOINED: tl.constexpr = True,
 ):
     """Store ``values[START]`` ... as a thread's PIXELS pixels, in the pointer's dtype."""
-    if PIXELS == 1:
-        value = values[START]
-        mask = y_inside & (x < W)
-        ptrs = ptr + offs
-    else:
+    if PIXELS == 2 and JOINED:
         value = tl.join(values[START], values[START + 1])
         part = tl.arange(0, PIXELS)[None, None, :]
         mask = y_inside[:, :, None] & (x[:, :, None] + part < W)
-        ptrs = ptr + (offs[:, :, None] + part * stride)
-    value = as_stored(value, ptrs)
-    if MASKED:
-        tl.store(ptrs, value, mask=mask)
+        tile_store(ptr + (offs[:, :, None] + part * stride), value, mask, MASKED)
     else:
-        tl.store(ptrs, value)
+        for p in tl.static_range(PIXELS):
+            mask = y_inside & (x + p < W)
+            tile_store(ptr + (offs + p * stride), values[START + p], mask, MASKED)
+
+
+@triton.jit
+def tile_store(ptr, value, mask, MASKED: tl.constexpr):
+    """Store in the pointer's dtype, with the mask only where the tile needs one."""
+    value = as_stored(value, ptr)
+    if MASKED:
+        tl.store(ptr, value, mask=mask)
+    else:
+        tl.store(ptr, value)

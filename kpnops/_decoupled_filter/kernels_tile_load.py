@@ -1,9 +1,8 @@
-"""What the fast kernels share: where a tile lies, loads and stores, the taps of its pixels."""
+"""What the fast kernels share: where a tile lies, the taps of its pixels."""
 
 import triton
 import triton.language as tl
 
-from .kernels_index import as_stored
 from .kernels_tile_columns import load_columns
 
 
@@ -27,16 +26,6 @@ def tile_position(
         b += first_image
         y0 += first_row
     return b, pid % GROUPS, y0, x0
-
-
-@triton.jit
-def tile_store(ptr, value, mask, MASKED: tl.constexpr):
-    """Store in the pointer's dtype, with the mask only where the tile needs one."""
-    value = as_stored(value, ptr)
-    if MASKED:
-        tl.store(ptr, value, mask=mask)
-    else:
-        tl.store(ptr, value)
 
 
 @triton.jit
@@ -67,16 +56,19 @@ def load_taps(
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
     PIXELS: tl.constexpr,
+    JOINED: tl.constexpr = True,
 ):
     """S[t, p], or transposed S[t, p - o_t], for all pixels p of a thread: ``(tap * ROWS + row) *
     PIXELS + pixel``, each [rows of threads, columns of threads].
 
     ``y`` and ``x``, or ``offs_h`` and ``offs_w`` from the tile's first pixel, are the position of a
     thread's first pixel. Transposed the taps are those of several pixels, and a softmax takes
-    ``statistics``, of which what several taps load is merged by the compiler; else it takes none.
+    ``statistics``; else it takes none.
     """
-    offs = offs_h * spatial_strides[2] + offs_w * spatial_strides[3]
-    statistics_offs = offs_h * W + offs_w
+    # 64-bit, so that columns are constants beside one address: with an address for each of them
+    # all are formed before the first load, and registers hold them instead of taps
+    offs = (offs_h * spatial_strides[2] + offs_w * spatial_strides[3]).to(tl.int64)
+    statistics_offs = (offs_h * W + offs_w).to(tl.int64)
     FIRST: tl.constexpr = (KW - 1) // 2 - (KW - 1)  # transposed, columns of taps' pixels
     COLUMNS: tl.constexpr = PIXELS + KW - 1
     highest, scale = (), ()  # row * COLUMNS + column
@@ -86,11 +78,12 @@ def load_taps(
             inside = (y + shift >= 0) & (y + shift < H)
             ptr = statistics_ptr + shift * W
             highest = highest + load_columns(
-                ptr, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC
+                ptr, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC, JOINED
             )
             scale = scale + load_columns(
-                ptr + plane, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC
-            )
+                ptr + plane, statistics_offs, 1, x, W, inside, FIRST, COLUMNS, PIXELS, MASKED, ACC,
+                JOINED,
+            )  # fmt: skip
     spatial = ()
     for i in tl.static_range(KH):
         for j in tl.static_range(KW):
@@ -103,6 +96,7 @@ def load_taps(
                 values = load_columns(
                     spatial_ptr + shift * spatial_strides[2], offs, spatial_strides[3], x, W,
                     inside, (KW - 1) // 2 - j if TRANSPOSED else 0, PIXELS, PIXELS, MASKED, ACC,
+                    JOINED,
                 )  # fmt: skip
                 if SOFTMAX and TRANSPOSED:
                     for p in tl.static_range(PIXELS):  # 0 where there is no such pixel

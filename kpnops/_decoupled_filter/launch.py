@@ -109,29 +109,38 @@ def forward_launch(
     alignment: int = 16,
     with_gains: bool = True,
     same_strides: bool = True,
+    converted: bool = False,
 ) -> TileLaunch:
     """Forward, and gradient of the input: 2 * rows * taps spatial values a thread in registers.
 
     ``alignment``: what all strides are multiples of, 16, 2 or 1; from 2 on adjacent pixels are
-    loaded at once.
+    loaded at once. 0 where they are not adjacent in memory: an address for each of their columns
+    would fill the registers. ``converted``: some tensor has another dtype than sums.
     """
     taps = kernel_size[0] * kernel_size[1]
     values = taps * dtype.itemsize // 4
     rows = 4 if values <= 9 else 2 if values <= 25 else 1
-    if softmax and padding_mode != "zeros" and values > 9:
-        rows = 1  # two spill 8 bytes: 5x5, bfloat16, sm_100
+    if padding_mode != "zeros" and values > (9 if softmax else 16):
+        # Two spill: an index for each row and column of the border waits beside the taps (5x5: 8 to
+        # 24 bytes, sm_80 to sm_100).
+        rows = 1
     bound = MAX_REGISTERS if kernel_size[1] == 1 else _bound(taps)
-    if padding_mode == "zeros" and values == taps and alignment == 16 and not softmax:
+    if padding_mode == "zeros" and values == taps and alignment and not softmax:
         # With less, or in other cases, it spills (sm_90; 5x5 with a filter per image: sm_80): taps
-        # of other pixels, a multiplication for each tap, tensors that lie differently.
+        # of other pixels, a multiplication for each tap, tensors that lie differently. So it does
+        # where loads are not joined, or need a stride made even: 3x3 in 128 registers, and 5x5
+        # if numbers are ``converted`` besides.
+        few = with_gains and same_strides
         if kernel_size == (3, 3):
-            few = with_gains and same_strides
+            few = few and alignment == 16
             bound = MAX_REGISTERS_OF_FOUR if few else MAX_REGISTERS_OF_THREE
-        elif kernel_size == (5, 5) and with_gains and same_strides and not transposed:
+        elif (
+            kernel_size == (5, 5) and few and not transposed and (alignment == 16 or not converted)
+        ):
             bound = MAX_REGISTERS_OF_FOUR
-    pixels = min(2, alignment)
-    if taps > 36 and padding_mode != "zeros":
-        pixels = 1  # two spill: 7x7, gfx1100
+    pixels = min(2, alignment + 1)
+    if taps > 30 and padding_mode != "zeros":
+        pixels = 1  # two spill: 6x6, sm_100; 7x7, gfx1100
     return _tile(width, rows, pixels, bound)
 
 
@@ -146,19 +155,37 @@ def channels_of_a_program(channels_per_group: int, tiles: int) -> int:
     return next(count for count in range(most, 0, -1) if channels_per_group % count == 0)
 
 
-def filters_launch(taps: int, width: int, dtype: torch.dtype, alignment: int = 16) -> TileLaunch:
-    """Gradients of the filters: one accumulator and up to one spatial value for each tap."""
-    values = 2 * taps * dtype.itemsize // 4
-    rows = 2 if values <= 18 else 1
-    return _tile(width, rows, min(2, alignment), _bound(taps))
+def filters_launch(
+    taps: int,
+    width: int,
+    dtype: torch.dtype,
+    alignment: int = 16,
+    padding_mode: str = "zeros",
+    with_taps: bool = True,
+) -> TileLaunch:
+    """Gradients of the filters: one accumulator and, ``with_taps``, one spatial value for each tap.
+
+    ``with_taps``: under softmax, and for the gradient of a channel filter. 30 of both for two
+    pixels spill 8 to 48 bytes (sm_80 to sm_100); with the indices of other paddings 25 of both, and
+    36 accumulators (8 to 32, sm_80).
+    """
+    words = taps * dtype.itemsize // 4
+    rows = 2 if words <= 9 else 1
+    if padding_mode == "zeros":
+        most = 25 if with_taps else MAX_UNROLLED_TAPS
+    else:
+        most = 20 if with_taps else 30
+    pixels = 2 if alignment > 1 and words <= most else 1
+    return _tile(width, rows, pixels, _bound(taps))
 
 
-def channel_with_filters(taps: int, dtype: torch.dtype) -> bool:
+def channel_with_filters(taps: int, padding_mode: str, dtype: torch.dtype) -> bool:
     """Whether the gradient of a 4-D channel filter fits into the kernel of the spatial filter's.
 
-    With 48 float32 taps both spill (8 to 40 bytes, sm_90 and sm_100).
+    With 48 float32 taps both spill (8 to 40 bytes, sm_90 and sm_100), with the indices of other
+    paddings 36 (8 bytes, sm_80).
     """
-    return taps * dtype.itemsize // 4 <= 36
+    return taps * dtype.itemsize // 4 <= (36 if padding_mode == "zeros" else 30)
 
 
 def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool) -> bool:
@@ -172,13 +199,17 @@ def filters_fit(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool)
     return padding_mode == "zeros" or taps <= 36
 
 
-def forward_fits(taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool) -> bool:
+def forward_fits(
+    taps: int, padding_mode: str, dtype: torch.dtype, softmax: bool, adjacent: bool
+) -> bool:
     """Whether the unrolled forward stays in registers.
 
     Under softmax it holds all taps, and with padding the rows and columns that each reads: 49 taps
-    spill 8 to 24 bytes (sm_80 and sm_90), with one pixel a thread.
+    spill 8 to 24 bytes (sm_80 and sm_90), with one pixel a thread. So they do with padding alone
+    where neighbours in a row of some tensor are not ``adjacent`` in memory.
     """
-    return not softmax or padding_mode == "zeros" or taps * dtype.itemsize // 4 <= 36
+    few = padding_mode == "zeros" or taps * dtype.itemsize // 4 <= 36
+    return few or (adjacent and not softmax)
 
 
 def input_fits(taps: int, dtype: torch.dtype, softmax: bool) -> bool:
@@ -192,10 +223,11 @@ def input_fits(taps: int, dtype: torch.dtype, softmax: bool) -> bool:
 def fused_fits(channels_per_group: int, kernel_size: tuple[int, int], dtype: torch.dtype) -> bool:
     """Whether one kernel gives all gradients.
 
-    In float64 long sides spill (2x12 on sm_100 under softmax: 8 bytes, 12x1 on gfx942: 1164).
+    In float64 long sides spill (2x12 on sm_100 under softmax: 8 bytes, 12x1 on gfx942: 1164), and
+    so do 5x5 taps of 4 channels under softmax (gfx942: 28 bytes, gfx1100: 100).
     """
-    if dtype == torch.float64 and max(kernel_size) > 8:
-        return False
+    if dtype == torch.float64:
+        return max(kernel_size) <= 8 and channels_per_group < MAX_FUSED_CHANNELS
     return channels_per_group <= MAX_FUSED_CHANNELS
 
 
@@ -214,7 +246,7 @@ def fused_launch(
     whole.
     """
     single = dtype != torch.float64  # where two pixels would spill
-    pixels = 2 if single and alignment > 1 and fused_unrolled(columns) == columns else 1
+    pixels = 2 if single and alignment > 1 and fused_unrolled(columns, dtype) == columns else 1
     padded_softmax = softmax and padding_mode != "zeros"
     if padded_softmax and columns > 5:
         pixels = 1  # 7x7: two spill 32 bytes (sm_100)
@@ -227,13 +259,14 @@ def fused_launch(
     return TileLaunch(4, block_w, num_warps, bound, pixels=pixels)
 
 
-def fused_unrolled(columns: int) -> int:
+def fused_unrolled(columns: int, dtype: torch.dtype) -> int:
     """How many taps of a row of ``columns`` that kernel unrolls: all, or the largest divisor up to
-    7.
+    7, in float64 up to 5.
 
-    More spill (4 x 12 taps, 4 channels: 8 bytes, sm_90).
+    More spill (4 x 12 taps, 4 channels: 8 bytes, sm_90; float64, 4 x 7: 136 to 284, AMD).
     """
-    return max(count for count in range(1, 8) if columns % count == 0)
+    most = 5 if dtype == torch.float64 else 7
+    return max(count for count in range(1, most + 1) if columns % count == 0)
 
 
 def channel_image_launch(height: int, width: int, planes: int) -> TileLaunch:

@@ -45,13 +45,15 @@ def _cut(call: Call, config: launch.TileLaunch, chunks: int = 1) -> Cut:
 
 
 def _alignment(width: int, tensors: list[Tensor | None]) -> int:
-    """What rows of every tensor begin at multiples of: 16 or 2 pixels; else 1."""
+    """What rows of every tensor begin at multiples of: 16, 2 or 1 pixels; 0 where neighbours of a
+    row are none in memory."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if any(tensor.stride(3) != 1 for tensor in present):
+        return 0
     alignment = 16
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        *strides, last = tensor.stride()
-        if last != 1 or tensor.data_ptr() % 16:
+    for tensor in present:
+        *strides, _ = tensor.stride()
+        if tensor.data_ptr() % 16:
             return 1
         for length in (width, *strides):
             alignment = math.gcd(alignment, length)
@@ -107,7 +109,8 @@ def tile_forward(
     if transposed:  # what other paddings read again is the general kernel's
         constants["PADDING"] = "zeros"
     tensors = [source, target, _gains(call)]
-    alignment = _alignment(call.input.shape[3], [*tensors, call.spatial_filter])
+    present = [tensor for tensor in [*tensors, call.spatial_filter] if tensor is not None]
+    alignment = _alignment(call.input.shape[3], [*present])
     config = launch.forward_launch(
         call.window.kernel_size,
         call.input.shape[3],
@@ -118,6 +121,7 @@ def tile_forward(
         alignment,
         call.form == "pixel",
         _same_strides(tensors),
+        any(tensor.dtype != call.sum_dtype for tensor in present),
     )
     config = tuned(config, "tile_input" if transposed else "tile_forward", call)
     tiles = _tiles(call, config)
@@ -148,7 +152,8 @@ def tile_forward(
             "TRANSPOSED": transposed,
             "HELD_GRAD": transposed and call.held_gradient,
             **_tile(config, tensors),
-            "EVEN_STRIDES": alignment == 2,
+            "JOINED": alignment > 1,
+            "EVEN_STRIDES": config.pixels == 2 and alignment == 2,
             **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
@@ -170,7 +175,14 @@ def tile_filters(
     """Gradient of the spatial filter and, if given, of a 4-D channel filter."""
     tensors = [call.input, grad_output, grad_channel, _gains(call)]
     alignment = _alignment(call.input.shape[3], [*tensors, call.spatial_filter, grad_spatial])
-    config = launch.filters_launch(call.window.taps, call.input.shape[3], call.sum_dtype, alignment)
+    config = launch.filters_launch(
+        call.window.taps,
+        call.input.shape[3],
+        call.sum_dtype,
+        alignment,
+        call.window.padding_mode,
+        with_taps=call.softmax or (grad_channel is not None and call.combine == "mul"),
+    )
     config = tuned(config, "tile_filters", call)
     return Launch(
         kernel=_tile_bwd_filters_kernel,
@@ -198,7 +210,7 @@ def tile_filters(
             "WITH_CHANNEL": grad_channel is not None,
             "HELD_GRAD": call.held_gradient,
             **_tile(config, tensors),
-            "EVEN_STRIDES": alignment == 2,
+            "EVEN_STRIDES": config.pixels == 2 and alignment == 2,
             **strip_constants(call.held_gradient),
         },
         num_warps=config.num_warps,
@@ -318,7 +330,7 @@ def tile_fused(
         constants={
             **_constants(call),
             "CHANNELS": call.channels_per_group,
-            "UNROLLED": launch.fused_unrolled(columns),
+            "UNROLLED": launch.fused_unrolled(columns, call.sum_dtype),
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "WITH_INPUT": grads.input is not None,

@@ -7,7 +7,7 @@ run the plans.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -86,13 +86,20 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
         return Plan([mix_forward(call, output)])
     if is_banded(call):
         return Plan([band_forward(call, call.input, output, transposed=False)])
-    fits = launch.forward_fits(
-        call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax
-    )
     tensors = [output, call.input, call.spatial_filter, call.channel_filter]
-    if fits and is_fast(call.window, tensors):
+    if _forward_fits(call, tensors) and is_fast(call.window, tensors):
         return Plan([tile_forward(call, call.input, output, transposed=False)])
     return Plan([gather_forward(call, output)])
+
+
+def _forward_fits(call: Call, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether the forward, or the gradient of a gain, on such tensors fits into registers."""
+    adjacent = all(
+        tensor.stride(3) == 1 for tensor in tensors if tensor is not None and tensor.dim() == 4
+    )
+    return launch.forward_fits(
+        call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax, adjacent
+    )
 
 
 def plan_backward(call: Call, grad_output: Tensor, grads: Gradients) -> Plan:
@@ -262,12 +269,14 @@ def _plan_many_channels(
         plan.launches.append(gather_grad_spatial(call, grad_output, general_spatial, statistics))
     elif spatial is not None:
         together = None
-        if launch.channel_with_filters(call.window.taps, call.sum_dtype):
+        if launch.channel_with_filters(call.window.taps, call.window.padding_mode, call.sum_dtype):
             together, channel = channel, None
         plan.launches.append(tile_filters(call, grad_output, spatial, together))
     if channel is not None:
         # S is not read under "add", which only the general kernel can leave out
-        grad_gain = tile_grad_gain if call.combine == "mul" else gather_grad_gain
+        tensors = [channel, call.input, call.spatial_filter, grad_output]
+        fast = call.combine == "mul" and _forward_fits(call, tensors)
+        grad_gain = tile_grad_gain if fast else gather_grad_gain
         plan.launches.append(grad_gain(call, grad_output, channel))
 
 

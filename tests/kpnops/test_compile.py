@@ -192,6 +192,62 @@ def test_rectangles_on_sm_90(dtype, kernel_size, softmax):
     check(table(dtype, FORMS, kernels=(kernel_size,), widths=(512,), softmax=softmax), "sm_90")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel_size", KERNELS[1:], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_odd_widths_on_every_target(target, dtype, kernel_size):
+    """Two pixels of a thread, one load each: a test of its own for every column."""
+    items = []
+    for form, channels in itertools.product(FORMS[:3], (3, 32)):
+        items += launches(kernel_size, channels, 501, form, dtype)
+    check(unique(items), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_a_rectangle_of_many_taps_on_every_target(target):
+    """40 taps in tiles of narrow images, once 8 bytes on sm_100."""
+    check(launches((5, 8), 64, 16, ("image", "add"), torch.float32, groups=8), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernel_size", "padding_mode", "softmax", "needs"),
+    [
+        ((5, 5), "replicate", False, (False, True, True)),
+        ((5, 6), "reflect", False, (False, True, False)),
+        ((6, 6), "zeros", False, (False, True, True)),
+        ((6, 6), "reflect", False, (False, True, True)),
+        ((6, 6), "reflect", True, (False, True, False)),
+    ],
+)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx1100"])
+def test_taps_and_sums_between_the_squares(target, kernel_size, padding_mode, softmax, needs):
+    """Gradients of the filters just below the limits of taps, with strides made even."""
+    options = {"padding_mode": padding_mode, "softmax": softmax, "needs": needs}
+    check(launches(kernel_size, 32, 500, FORMS[0], torch.float32, **options), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kernel_size", "channels"), [((5, 5), 4), ((4, 7), 3)], ids=str)
+@pytest.mark.parametrize("target", ["gfx942", "gfx1100"])
+def test_all_gradients_in_float64_on_amd(target, kernel_size, channels):
+    items = launches(kernel_size, channels, 501, FORMS[0], torch.float64, softmax=True)
+    check(items, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [500, 501, 512])
+@pytest.mark.parametrize("kernel_size", [(5, 5), (7, 7)], ids=str)
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx1100"])
+def test_other_paddings_where_programs_share_out_the_channels(target, kernel_size, width):
+    """More arguments are numbers then, and wait in registers."""
+    forward, _ = plans((1, 64, 256, width), kernel_size=kernel_size, padding_mode="replicate")
+    assert forward[0].arguments["chunks"] > 1
+    check(forward, target)
+
+
 def test_the_check_notices_a_spill():
     """16 taps of 4 rows of 2x2 do not fit into 24 registers of a thread."""
     item = launches((2, 2), 32, 512, ("none", "mul"), torch.float32)[0]

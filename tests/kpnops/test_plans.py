@@ -270,7 +270,7 @@ def test_every_pixel_has_a_program():
     [
         ((1, 64, 512, 512), 32 * 8 * 4),  # 256 tiles of 16 x 64: each has 16 of the channels
         ((32, 256, 8, 8), 32 * 32),  # one tile an image
-        ((32, 256, 7, 7), 64 * 16),  # two: an odd width gives a thread one pixel of a row
+        ((32, 256, 7, 7), 32 * 32),
         ((1, 37, 16, 16), 37),  # what divides 37
         ((4, 64, 1080, 1920), 4 * 68 * 30),  # enough tiles: no program has part of the channels
         ((1, 3, 8, 8), 1),  # a program has 4 channels, or all
@@ -303,13 +303,21 @@ def test_a_tile_is_its_threads_and_as_high_as_offsets_allow(kernel_size, width):
 
 
 @pytest.mark.parametrize(
-    ("width", "columns", "pixels", "even"),
-    [(512, 1, 2, False), (500, 1, 2, True), (501, 1, 1, False), (512, 2, 1, False)],
+    ("width", "columns", "pixels", "joined", "even"),
+    [
+        (512, 1, 2, True, False),
+        (500, 1, 2, True, True),
+        (501, 1, 2, False, False),
+        (512, 2, 1, False, False),
+    ],
 )
 def test_two_pixels_are_loaded_at_once_where_rows_begin_at_even_offsets(
-    width, columns, pixels, even
+    width, columns, pixels, joined, even
 ):
-    """Of any tensor; and Triton knows by itself of strides that are multiples of 16 only."""
+    """Of any tensor; and Triton knows by itself of strides that are multiples of 16 only.
+
+    A thread has two pixels of a row wherever they are neighbours in memory.
+    """
     from kpnops._decoupled_filter.call import Call
     from kpnops._decoupled_filter.triton_backend import plan_forward
 
@@ -319,6 +327,7 @@ def test_two_pixels_are_loaded_at_once_where_rows_begin_at_even_offsets(
     call = Call(image, taps, None, Window((3, 3)), "mul")
     (item,) = plan_forward(call, output).launches
     assert item.constants["PIXELS"] == pixels
+    assert item.constants["JOINED"] == joined
     assert item.constants["EVEN_STRIDES"] == even
     assert item.constants["SAME_STRIDES"] == (columns == 1)
 
