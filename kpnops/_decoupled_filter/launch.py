@@ -43,7 +43,9 @@ MAX_UNROLLED_SIDE = 12
 # to 40 bytes at as little as 32 registers, Triton 3.7.1). Long unrolled tap loops do better
 # without: told of 255, it hoists loads until those spill.
 MAX_REGISTERS = 255
-# As many as leave room for three and four programs of 128 threads on a multiprocessor.
+# As many as leave room for two, three and four programs of 128 threads on a multiprocessor; for
+# two, below what lets the assembler hoist loads until those spill.
+MAX_REGISTERS_OF_TWO = 224
 MAX_REGISTERS_OF_THREE = 168
 MAX_REGISTERS_OF_FOUR = 128
 # Programs of 128 threads that keep a large GPU busy: two rounds of 4 for each of some 130
@@ -138,6 +140,9 @@ def forward_launch(
             kernel_size == (5, 5) and few and not transposed and (alignment == 16 or not converted)
         ):
             bound = MAX_REGISTERS_OF_FOUR
+    if padding_mode != "zeros" and 9 < values <= 36:
+        # Left alone, it spills to reach 128 (5x5 and 6x6: 8 and 16 bytes, sm_100).
+        bound = MAX_REGISTERS_OF_TWO
     pixels = min(2, alignment + 1)
     if taps > 30 and padding_mode != "zeros":
         pixels = 1  # two spill: 6x6, sm_100; 7x7, gfx1100

@@ -238,14 +238,16 @@ def test_all_gradients_in_float64_on_amd(target, kernel_size, channels):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("softmax", [False, True], ids=["", "softmax"])
 @pytest.mark.parametrize("width", [500, 501, 512])
-@pytest.mark.parametrize("kernel_size", [(5, 5), (7, 7)], ids=str)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx1100"])
-def test_other_paddings_where_programs_share_out_the_channels(target, kernel_size, width):
+def test_other_paddings_where_programs_share_out_the_channels(target, width, softmax):
     """More arguments are numbers then, and wait in registers."""
-    forward, _ = plans((1, 64, 256, width), kernel_size=kernel_size, padding_mode="replicate")
-    assert forward[0].arguments["chunks"] > 1
-    check(forward, target)
+    for padding_mode in ("replicate", "reflect"):
+        options = {"kernel_size": (5, 5), "padding_mode": padding_mode, "softmax": softmax}
+        forward, _ = plans((1, 64, 256, width), **options)
+        assert forward[0].arguments["chunks"] > 1
+        check(forward, target)
 
 
 def test_the_check_notices_a_spill():
