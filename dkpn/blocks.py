@@ -190,17 +190,20 @@ class PooledBranch(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Pool an image (B, 3, H, W), sRGB-encoded in [0, 1], into (B, width)."""
+        return self.from_statistics(self.statistics(image))
+
+    def from_statistics(self, statistics: Tensor) -> Tensor:
+        """Pool images of which only the :meth:`statistics` (B, numbers) are left: (B, width)."""
         mean, deviation = self.get_buffer("mean"), self.get_buffer("deviation")
-        return self.linear((self.statistics(image).to(mean.dtype) - mean) / deviation)
+        return self.linear((statistics.to(mean.dtype) - mean) / deviation)
 
     @torch.no_grad()
-    def standardise(self, images: Tensor) -> None:
-        """Take mean and deviation of the statistics from images; once, before training.
+    def standardise(self, statistics: Tensor) -> None:
+        """Take mean and deviation of the statistics from photos; once, before training.
 
         Args:
-            images: (N, 3, H, W), photos as those to train on.
+            statistics: (N, numbers), of photos as those to train on.
         """
-        statistics = self.statistics(images)
         self.get_buffer("mean").copy_(statistics.mean(dim=0))
         deviation = statistics.std(dim=0, correction=0) + self.LEAST_DEVIATION
         self.get_buffer("deviation").copy_(deviation)

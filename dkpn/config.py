@@ -153,6 +153,9 @@ class TrainConfig:
         batch_size: samples a step, of all processes and parts together.
         accumulate: parts that each process's share of a batch is made in, one after the other, for
             less memory; the step is the same up to rounding.
+        curve_photos: training photos whose code values the response curve is fitted to before the
+            first iteration, see :mod:`dkpn.curve_fit`; at most as many as the iterations will see,
+            and as are made in a twentieth of ``minutes``. 0: none. Fine-tuned weights keep theirs.
         learning_rate: of AdamW, after the warm-up.
         warmup: iterations in which the learning rate rises linearly; at most a tenth of all.
         final_learning_rate: share of ``learning_rate`` at the end of the cosine.
@@ -176,6 +179,7 @@ class TrainConfig:
     minutes: float | None = None
     batch_size: int = 8
     accumulate: int = 1
+    curve_photos: int = 8192
     learning_rate: float = 5e-4
     warmup: int = 50
     final_learning_rate: float = 0.02
@@ -209,7 +213,7 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)!r}")
         _require_choice("precision", self.precision, ("auto", "float32", "bfloat16"))
         _require_choice("head", self.head, ("stored", "fused"))
-        for name in ("warmup", "weight_decay", "seed", "final_learning_rate"):
+        for name in ("curve_photos", "warmup", "weight_decay", "seed", "final_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)!r}")
         if not 0 <= self.ema_decay < 1:

@@ -122,7 +122,7 @@ def reconstruction_loss(
         + config.gradient_weight * gradient
     )
     with torch.no_grad():
-        judged = _pu21(result.detach()) - _pu21(truth.clamp_max(MAX_NITS / WHITE_NITS))
+        judged = pu21_units(result.detach()) - pu21_units(truth.clamp_max(MAX_NITS / WHITE_NITS))
         psnr = 10.0 * torch.log10(PU21_PEAK**2 / judged.square().mean((1, 2, 3)).clamp_min(1e-6))
     return LossTerms(
         total=total,
@@ -163,7 +163,7 @@ def _encoded(result: Tensor, truth: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     # anywhere else it keeps its gradient, which a plain clamp would take away.
     result = torch.where(truth >= top, result.clamp_max(top), result)
     if kind == "pu21":
-        return _pu21(result), _pu21(truth)
+        return pu21_units(result), pu21_units(truth)
     if kind == "mu-law":
         return mu_law(result / top), mu_law(truth / top)
     result = result.clamp_min(MIN_NITS / WHITE_NITS)
@@ -204,5 +204,6 @@ def _gradient(error: Tensor, kind: str) -> Tensor:
     return _mean(torch.cat((down, right), dim=1)[:, None, None], None, kind)
 
 
-def _pu21(radiance: Tensor) -> Tensor:
+def pu21_units(radiance: Tensor) -> Tensor:
+    """Encode linear radiance of any shape, 1.0 = clip level, in PU21 units; from 0.005 cd/m² up."""
     return pu21_encode(radiance.clamp_min(MIN_NITS / WHITE_NITS) * WHITE_NITS)

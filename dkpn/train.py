@@ -19,6 +19,7 @@ A run is a folder:
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dkpn.checkpoint import TrainingState, load_checkpoint, save_checkpoint, save_weights
+from dkpn.curve_fit import fit_curve
 from dkpn.losses import LossTerms, reconstruction_loss
 from dkpn.model import DKPN
 from dkpn.monitor import Recorder, ValidationPair
@@ -37,8 +39,8 @@ from dkpn.run_folder import fingerprint, open_run
 from dkpn.schedule import Clock, StopRequest
 from dkpn.training_pairs import TrainingPairs
 
+CURVE_SHARE = 0.05  # of the minutes, to make the photos that the response curve is fitted to
 LOG_EVERY = 10  # iterations between two training rows of the metrics
-STANDARDISED_ON = 64  # training photos that give the pooled branch mean and deviation
 
 
 def train(
@@ -92,15 +94,17 @@ def train(
     if resume is not None:
         defaults = dataclasses.asdict(RunConfig())
         clock.seconds = load_checkpoint(resume, state, run, defaults)
-    elif start is None:
-        photos, _ = pairs.batch(range(STANDARDISED_ON))
-        for network in (state.model, state.ema):
-            network.pooled.standardise(photos)
     _require_same(processes, run, state.iteration)
     if processes.leads:
         open_run(out, run, config_file, state.iteration)
         if resume is not None:
             save_weights(out, state.ema)
+    if (
+        resume is None
+        and start is None
+        and not _fit_curve(state, config, pairs, processes, clock, stop, quiet)
+    ):
+        return state.ema.eval()  # nothing is lost but this fit: the next start begins anew
     recorder = Recorder(
         out, validation, config.loss, state.iteration, processes, settings.tensorboard
     )
@@ -115,7 +119,9 @@ def train(
         # In a log file each update is a line.
         mininterval=0.1 if sys.stderr.isatty() else 15.0,
     )
-    finished, stopping, signal_number = clock.finished(state.iteration), False, 0
+    # However few the minutes, a run takes one step.
+    finished = state.iteration > 0 and clock.finished(state.iteration)
+    stopping, signal_number = False, 0
     while not finished and not stopping:
         clock.start()
         rate = clock.learning_rate(state.iteration)
@@ -211,6 +217,39 @@ def training_step(
     names = [field.name for field in dataclasses.fields(LossTerms)]
     means = [torch.stack([getattr(loss, name) for loss in losses]).mean() for name in names]
     return LossTerms(*means), norm
+
+
+def _fit_curve(
+    state: TrainingState,
+    config: RunConfig,
+    pairs: TrainingPairs,
+    processes: Processes,
+    clock: Clock,
+    stop: StopRequest,
+    quiet: bool,
+) -> bool:
+    """Fit the response curve first; False where the run has been stopped meanwhile."""
+    settings, quiet = config.train, quiet or not processes.leads
+    clock.start()
+    fit_curve(
+        state.model,
+        pairs,
+        # A short run would spend itself in it.
+        min(settings.curve_photos, settings.iterations * settings.batch_size),
+        seed=settings.seed,
+        seconds=math.inf if settings.minutes is None else CURVE_SHARE * 60.0 * settings.minutes,
+        processes=processes,
+        stop=stop,
+        quiet=quiet,
+    )
+    clock.pause()
+    stop.number, clock.seconds = processes.agree(stop.number, clock.seconds)
+    if stop.requested:
+        return False
+    # All processes fitted to the same photos; what they added up in another order is made equal.
+    processes.average([tensor.detach() for tensor in state.model.state_dict().values()])
+    state.ema.load_state_dict(state.model.state_dict())
+    return True
 
 
 def _require_same(processes: Processes, run: Mapping[str, object], iteration: int) -> None:

@@ -92,6 +92,7 @@ def test_differences_name_both_values():
         ("ema_decay", 1.0),
         ("minutes", 0.0),
         ("accumulate", 0),
+        ("curve_photos", -1),
         ("precision", "float16"),
         ("head", "both"),
     ],

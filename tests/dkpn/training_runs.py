@@ -50,6 +50,7 @@ crop_size = 16
 [train]
 iterations = 4
 batch_size = 2
+curve_photos = 0
 validate_every = 2
 checkpoint_every = 2
 """
@@ -65,6 +66,7 @@ def tiny_config(model: DKPNConfig = TINY, **fields: object) -> RunConfig:
     settings = {
         "iterations": 6,
         "batch_size": 2,
+        "curve_photos": 0,
         "learning_rate": 1e-3,
         "validate_every": 3,
         "checkpoint_every": 2,
