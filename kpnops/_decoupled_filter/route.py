@@ -9,7 +9,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-__all__ = ["backend", "interpreted", "obstacle"]
+__all__ = ["backend", "interpreted", "may_have_kernels", "obstacle"]
 
 _OLDEST_CAPABILITY = (8, 0)
 _OLDEST_TRITON = (3, 6)
@@ -26,6 +26,12 @@ def backend(input: Tensor, package: str | None = __package__) -> ModuleType:
         return _load(package, "triton_backend")
     _warn_once(str(device), reason)
     return _load(package, "cpu")
+
+
+def may_have_kernels(device: torch.device) -> bool:
+    """Whether kernels could run for tensors on a device, also one that is not there; ``backend``
+    knows whether they do."""
+    return device.type == "cuda" or interpreted()
 
 
 def interpreted() -> bool:

@@ -77,9 +77,10 @@ def predict_filter(
 
     Note:
         Beyond arguments and result it takes a workspace of at most 32 MB on a CPU (more only where
-        two rows of filters exceed half of it) and 4 bytes for each pixel and group under softmax
-        (8 in float64), kept for the gradients. The gradients make the filters again, in the same
-        workspace. float16 and bfloat16 are read as they are; Z is not rounded to them but stays in
+        two rows of filters exceed half of it). For the gradients a GPU keeps 4 bytes for each pixel
+        and group under softmax (8 in float64), a CPU the filters of a call where they take at most
+        8 MiB; else they are made again, in the same workspace. float16 and bfloat16 are read as
+        they are; Z is not rounded to them but stays in
         float32, which is more exact than a convolution whose result is stored. Dtypes may be mixed,
         and autocast casts nothing. Differentiable any number of times in all five tensors, in
         reverse and forward mode and under ``torch.func``; derivatives of gradients, forward mode

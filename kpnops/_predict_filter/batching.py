@@ -19,7 +19,7 @@ def vmap_forward(operator, info, in_dims, features, weight, bias, input, channel
         return _one_by_one(operator, info, in_dims, *tensors, *options)
     count = info.batch_size
     batch = input.shape[0] if in_dims[3] is None else input.movedim(in_dims[3], 0).shape[1]
-    output, log_sum_exp = operator(
+    output, saved = operator(
         fold(features, in_dims[0], count, batch),
         weight,
         bias,
@@ -27,12 +27,10 @@ def vmap_forward(operator, info, in_dims, features, weight, bias, input, channel
         fold(channel_filter, in_dims[4], count, batch, may_share=True),
         *options,
     )
-    if log_sum_exp.dim() > 1:
-        return (output.unflatten(0, (count, batch)), log_sum_exp.unflatten(0, (count, batch))), (
-            0,
-            0,
-        )
-    return (output.unflatten(0, (count, batch)), log_sum_exp), (0, None)
+    output = output.unflatten(0, (count, batch))
+    if saved.dim() > 1:
+        return (output, saved.unflatten(0, (count, batch))), (0, 0)
+    return (output, saved), (0, None)
 
 
 def vmap_backward(operator, info, in_dims, *arguments):

@@ -1,8 +1,8 @@
 """Gradients of the CPU path, chunk by chunk. They are also the specification of the kernels'.
 
-With the logits ``Z = weight features + bias`` of a chunk of rows, made again, and their gradient
-(that of the decoupled filter's spatial filter, see its ``cpu_gradients``; under softmax over the
-taps of all frames):
+With the logits ``Z = weight features + bias`` of a chunk of rows, kept or made again, and their
+gradient (that of the decoupled filter's spatial filter, see its ``cpu_gradients``; under softmax
+over the taps of all frames):
 
     grad_features[b, f, p] = sum over k of weight[k, f] grad_Z[b, k, p]
     grad_weight[k, f]      = sum over b, p of grad_Z[b, k, p] features[b, f, p]
@@ -99,11 +99,13 @@ class _ChannelRows:
         return part if self._call.channel_shared else part[images]
 
 
-def write_gradients(call: Call, grad_output: Tensor, grads: Gradients) -> None:
-    """Write the gradients that are asked for, all of them in one pass over the strips."""
+def write_gradients(call: Call, grad_output: Tensor, grads: Gradients, kept: Tensor | None) -> None:
+    """Write the gradients that are asked for, all of them in one pass over the strips; with the
+    filters that the forward has ``kept``, if any."""
     frames = frames_of(call)
     parts = _cut(call, frames[0], grads)
-    head = Head(call, parts, gradient=True)
+    whole = len(parts.rows) == len(parts.images) == 1 and parts.chunk >= call.size[0]
+    head = Head(call, parts, gradient=True, kept=kept if whole else None)
     sums = _Sums(call, grads)
     channel = None
     if grads.channel_filter is not None and call.form == "pixel":

@@ -1,5 +1,9 @@
 """The head of one call, for some rows at a time: logits, probabilities, and how a call is cut so
-that they fit into the workspace."""
+that they fit into the workspace.
+
+Filters of a whole call that are no larger than a chunk's are kept for the gradients, which would
+otherwise make them again.
+"""
 
 import math
 from collections.abc import Iterator
@@ -11,16 +15,24 @@ from torch import Tensor
 from .._decoupled_filter.cpu_split import Split, Strips, strips
 from .call import Call
 
-__all__ = ["Head", "apart", "cut", "feature_planes", "frames_of", "pieces", "with_filters"]
+__all__ = [
+    "Head",
+    "apart",
+    "cut",
+    "feature_planes",
+    "frames_of",
+    "kept_shape",
+    "pieces",
+    "with_filters",
+]
 
 # Filters of a chunk: small enough to stay in cache between the operations on them, large enough
 # for these operations to take longer than their calls.
 CHUNK_BYTES = 8 * 2**20
+# Filters of a call that are kept for the gradients.
+KEPT_BYTES = CHUNK_BYTES
 
 LINE_BYTES = 64  # of a cache
-
-# From here on the logarithm of a probability is as exact as the logits are.
-SMALL = 2.0**-64
 
 
 def frames_of(call: Call) -> list[Split]:
@@ -72,7 +84,19 @@ def apart(positions: int, itemsize: int) -> int:
     places of the cache, and a softmax over them would take twice as long.
     """
     line = LINE_BYTES // itemsize
-    return (-(-positions // line) | 1) * line
+    lines = -(-positions // line)
+    return (lines + 1 - lines % 2) * line
+
+
+def kept_shape(call: Call) -> tuple[int, ...]:
+    """Shape of the filters of all rows, if so much is kept; else of nothing.
+
+    They lie as those of a chunk in :class:`Head`.
+    """
+    (H, W), itemsize = call.size, call.sum_dtype.itemsize
+    step = apart(H * W, itemsize)
+    shape = (call.input.shape[0], call.groups, call.normalized_taps, step)
+    return shape if math.prod(shape) * itemsize <= KEPT_BYTES else (0,)
 
 
 def feature_planes(call: Call) -> int:
@@ -99,20 +123,23 @@ def pieces(rows: slice, height: int) -> Iterator[tuple[slice, slice]]:
 
 
 class Head:
-    """Makes the filters of chunks of rows, ``(B, G, N*T, rows, W)``, in memory of its own.
+    """Makes the filters of chunks of rows, ``(B, G, N*T, rows, W)``, in memory of its own or in
+    what is kept.
 
     Behind the rows of each tap some elements are unused (``apart``).
     """
 
-    def __init__(self, call: Call, parts: Strips, *, gradient: bool):
-        """For chunks of ``parts``; for gradients with as much memory again."""
+    def __init__(self, call: Call, parts: Strips, *, gradient: bool, kept: Tensor | None = None):
+        """For chunks of ``parts``; for gradients with as much memory again. ``kept``, of
+        ``kept_shape``, holds all filters, or gets them by ``keep``."""
         dtype = call.sum_dtype
         self._call = call
+        self._kept = kept
         self.weight = call.weight.to(dtype)  # (G*N*T, F)
         self._bias = None if call.bias is None else call.bias.to(dtype)[:, None]
         positions = min(parts.chunk, parts.rows[0].stop) * call.size[1]
         count = parts.images[0].stop * self.weight.shape[0] * apart(positions, dtype.itemsize)
-        self._memory = self.weight.new_empty(1 + gradient, count)
+        self._memory = self.weight.new_empty((kept is None) + gradient, count)
 
     def features(self, image: int, rows: slice) -> Tensor:
         """Features of some rows of an image as a matrix, ``(F, rows * W)``."""
@@ -122,35 +149,25 @@ class Head:
         matrix = torch.empty(features.shape, dtype=self.weight.dtype, device=features.device)
         return matrix.copy_(features).flatten(1)
 
-    def filters(self, images: slice, rows: slice, log_sum_exp: Tensor | None = None) -> Tensor:
-        """Filters of some rows, which stay until the next call: probabilities under softmax, else
-        the logits.
+    def keep(self) -> None:
+        """Make all filters."""
+        assert self._kept is not None
+        H, W = self._call.size
+        self._kept[..., H * W :].zero_()  # an operator's results are the same each time
+        self._make(self._kept, slice(0, self._kept.shape[0]), slice(0, H))
 
-        ``log_sum_exp (B, G, rows, W)``, if given, gets what belongs to its name.
-        """
-        memory = self._part(0, images, rows)
+    def filters(self, images: slice, rows: slice) -> Tensor:
+        """Filters of some rows, which stay until the next call: probabilities under softmax, else
+        the logits."""
+        if self._kept is None:
+            return self._make(self._part(0, images, rows), images, rows)
+        W = self._call.size[1]
+        return self._kept[images, :, :, rows.start * W : rows.stop * W].unflatten(3, (-1, W))
+
+    def _make(self, memory: Tensor, images: slice, rows: slice) -> Tensor:
         filters = self._used(memory, rows)
         self._write_logits(filters, images, rows)
-        if not self._call.softmax:
-            return filters
-        if log_sum_exp is None:
-            torch.softmax(memory, 2, out=memory)
-            return filters
-        # Any probability that is not next to nothing tells the sum, without a pass over all taps.
-        # The host waits for the answer, so this is for CPU tensors only.
-        if filters.device.type != "cpu":
-            log_sum_exp.copy_(filters.logsumexp(2))
-            torch.softmax(memory, 2, out=memory)
-            return filters
-        tap = filters.shape[2] // 2
-        logit = filters[:, :, tap].clone()
-        torch.softmax(memory, 2, out=memory)
-        probability = filters[:, :, tap]
-        if probability.amin().item() > SMALL:  # no NaN either
-            torch.sub(logit, probability.log(), out=log_sum_exp)
-        else:
-            self._write_logits(filters, images, rows)
-            log_sum_exp.copy_(filters.logsumexp(2))
+        if self._call.softmax:
             torch.softmax(memory, 2, out=memory)
         return filters
 
@@ -164,12 +181,14 @@ class Head:
 
     def scratch(self, images: slice, rows: slice) -> Tensor:
         """Memory of the same shape."""
-        return self._used(self._part(1, images, rows), rows)
+        return self._used(self._part(-1, images, rows), rows)
 
     def differentiate_softmax(self, images: slice, rows: slice) -> None:
         """Turn the gradient of the probabilities, which stands in ``scratch``, into that of the
-        logits; the probabilities are those that ``filters`` gave for the same rows."""
-        probabilities, grad = self._part(0, images, rows), self._part(1, images, rows)
+        logits; the probabilities are those that ``filters`` gave for the same rows: all of them, if
+        they are kept."""
+        grad = self._part(-1, images, rows)
+        probabilities = self._part(0, images, rows) if self._kept is None else self._kept
         torch.ops.aten._softmax_backward_data.out(
             grad, probabilities, 2, grad.dtype, grad_input=grad
         )

@@ -16,6 +16,7 @@ from .._registration import register
 from .._results import empty_as, empty_grads, refuse_forward_mode, where_needed
 from . import batching, composition
 from .call import Call, Gradients
+from .cpu_head import kept_shape
 
 __all__ = ["predict_filter", "predict_filter_backward"]
 
@@ -33,17 +34,17 @@ def _predict_filter(
     combine: str,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """``kpnops.predict_filter`` with arguments that are already validated, and under softmax the
-    logarithm of each pixel's and group's sum of exponentials, ``(B, G, H, W)``, for the
-    gradients."""
+    """``kpnops.predict_filter`` with arguments that are already validated, and what the gradients
+    need: of the kernels under softmax the logarithm of each pixel's and group's sum of
+    exponentials, ``(B, G, H, W)``; of the CPU path the filters of a small call."""
     call = _call(
         (features, weight, bias, input, channel_filter),
         (kernel_size, dilation, padding_mode, normalize, combine, precision),
     )
-    output, log_sum_exp = _empty_results(call)
+    output, saved = _empty_results(call)
     if output.numel():
-        route.backend(input, __package__).forward(_short(call), output, log_sum_exp)
-    return output, log_sum_exp
+        route.backend(input, __package__).forward(_short(call), output, saved)
+    return output, saved
 
 
 def _fake(features, weight, bias, input, channel_filter, *options) -> tuple[Tensor, Tensor]:
@@ -58,7 +59,7 @@ def _predict_filter_backward(
     bias: Tensor | None,
     input: Tensor,
     channel_filter: Tensor | None,
-    log_sum_exp: Tensor,
+    saved: Tensor,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     padding_mode: str,
@@ -77,7 +78,7 @@ def _predict_filter_backward(
         backend.backward(
             _short(_call(tensors, options)),
             grad_output,
-            log_sum_exp,
+            saved,
             Gradients(*where_needed(grads, needs_grad)),
         )
     else:  # a batch of none: sums over nothing
@@ -88,7 +89,7 @@ def _predict_filter_backward(
 
 
 def _fake_backward(
-    grad_output, features, weight, bias, input, channel_filter, log_sum_exp, *options_and_needs
+    grad_output, features, weight, bias, input, channel_filter, saved, *options_and_needs
 ):
     return tuple(
         empty_grads((features, weight, bias, input, channel_filter), options_and_needs[-1])
@@ -157,5 +158,6 @@ def _short(call: Call) -> Call:
 def _empty_results(call: Call) -> tuple[Tensor, Tensor]:
     source = call.input[:, 0] if call.burst else call.input
     output = empty_as(source, call.output_shape, call.result_dtype)
-    log_sum_exp = torch.empty(call.statistics_shape, dtype=call.sum_dtype, device=call.input.device)
-    return output, log_sum_exp
+    with_kernels = route.may_have_kernels(call.input.device)
+    shape = call.statistics_shape if with_kernels else kept_shape(call)
+    return output, torch.empty(shape, dtype=call.sum_dtype, device=call.input.device)

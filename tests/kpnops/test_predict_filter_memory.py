@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import kpnops
 from bench.timing import peak_bytes
+from kpnops._predict_filter import cpu_head
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -135,8 +136,10 @@ def test_memory_does_not_grow_with_the_filters() -> None:
     assert step_bytes(15, fused=False) > small + 64 * MIB
 
 
-def test_backward_keeps_its_inputs_and_one_number_for_each_pixel() -> None:
-    tensors = Problem(size=(20, 20), kernel=3, channel_batch=1).tensors()
+def kept_for_the_backward(kernel: int, size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Shapes of what a forward keeps beside its inputs, all of which it keeps."""
+    problem = Problem(size=size, kernel=kernel, channel_batch=1)
+    tensors = problem.tensors()
     leaves = [tensor.requires_grad_() for tensor in tensors if tensor is not None]
     kept = []
 
@@ -145,8 +148,22 @@ def test_backward_keeps_its_inputs_and_one_number_for_each_pixel() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kpnops.predict_filter(*tensors, kernel_size=3, normalize="softmax")
+        problem.call(tensors)
     own = {leaf.data_ptr() for leaf in leaves}
-    others = [tensor for tensor in kept if tensor.data_ptr() not in own]
     assert own <= {tensor.data_ptr() for tensor in kept}
-    assert [tuple(tensor.shape) for tensor in others] == [(1, 1, 20, 20)]
+    others = [tensor for tensor in kept if tensor.data_ptr() not in own]
+    return [tuple(tensor.shape) for tensor in others]
+
+
+def test_backward_keeps_its_inputs_and_the_filters_of_a_small_call() -> None:
+    assert kept_for_the_backward(3, (20, 20)) == [(1, 1, 9, 400)]
+
+
+def test_backward_keeps_its_inputs_alone_of_a_larger_call() -> None:
+    assert cpu_head.KEPT_BYTES < 121 * 132 * 132 * 4
+    assert kept_for_the_backward(11, (132, 132)) == [(0,)]
+
+
+@pytest.mark.interpreted
+def test_kernels_keep_one_number_for_each_pixel() -> None:
+    assert kept_for_the_backward(3, (20, 20)) == [(1, 1, 20, 20)]
