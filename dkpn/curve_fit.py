@@ -18,7 +18,7 @@ from dkpn.blocks import PooledBranch
 from dkpn.losses import BRIGHT, PU21_PEAK, pu21_units
 from dkpn.model import DKPN
 from dkpn.parallel import Processes
-from dkpn.schedule import StopRequest
+from dkpn.schedule import StopRequest, bar_interval
 from dkpn.training_pairs import TrainingPairs
 
 LEAST_PHOTOS, PHOTOS_AT_ONCE = 64, 16
@@ -125,8 +125,12 @@ def fit_curve(
     _, taken = processes.agree(0, time.monotonic() - begun)
     photos = int(min(photos, LEAST_PHOTOS * seconds / taken))
     starts = range(LEAST_PHOTOS, photos, PHOTOS_AT_ONCE)
-    for first in tqdm(starts, desc="response curve", disable=quiet, leave=False):
+    bar = tqdm(
+        starts, desc="response curve", disable=quiet, leave=False, mininterval=bar_interval()
+    )
+    for first in bar:
         if stop.requested:
+            bar.close()
             return
         made.append(make(first, min(first + PHOTOS_AT_ONCE, photos)))
     fields = ("statistics", "share", "mean", "variance")

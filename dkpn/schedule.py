@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
@@ -45,6 +46,11 @@ class Clock:
         cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, self.progress(iteration))))
         final = settings.final_learning_rate
         return settings.learning_rate * warmup * (final + (1.0 - final) * cosine)
+
+
+def bar_interval() -> float:
+    """Seconds between two updates of a progress bar: in a log file each of them is a line."""
+    return 0.1 if sys.stderr.isatty() else 15.0
 
 
 class StopRequest:

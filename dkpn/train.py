@@ -20,7 +20,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from dkpn.monitor import Recorder, ValidationPair
 from dkpn.parallel import Processes
 from dkpn.run_config import RunConfig
 from dkpn.run_folder import fingerprint, open_run
-from dkpn.schedule import Clock, StopRequest
+from dkpn.schedule import Clock, StopRequest, bar_interval
 from dkpn.training_pairs import TrainingPairs
 
 CURVE_SHARE = 0.05  # of the minutes, to make the photos that the response curve is fitted to
@@ -116,8 +115,7 @@ def train(
         initial=state.iteration,
         unit="it",
         disable=quiet or not processes.leads,
-        # In a log file each update is a line.
-        mininterval=0.1 if sys.stderr.isatty() else 15.0,
+        mininterval=bar_interval(),
     )
     # However few the minutes, a run takes one step.
     finished = state.iteration > 0 and clock.finished(state.iteration)
