@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from dkpn.allocator import reuse_freed_memory
 from dkpn.commands import evaluate, export, prepare, reconstruct, train, view
 from dkpn.commands.common import FILE_FAILED, WRONG_USE, UsageError
 from dkpn.commands.completion import SHELLS, PrintCompletion
@@ -37,6 +38,7 @@ NEEDED_PACKAGES = {
 
 def entry_point() -> int:
     """Run the installed command ``dkpn``."""
+    reuse_freed_memory()
     return main()
 
 

@@ -24,6 +24,11 @@ def row_strips(image: np.ndarray) -> Iterator[slice]:
         yield slice(first, min(first + rows, len(image)))
 
 
+def memory_bytes(size: int) -> int:
+    """Return the memory that a :func:`scratch_array` of so many bytes takes: none above 200 MB."""
+    return size if size <= _IN_MEMORY else 0
+
+
 def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
     """Make an array to fill; above 200 MB it lies in a temporary file, which goes with it.
 
@@ -38,7 +43,7 @@ def scratch_array(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         OSError: there is no room for the file.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size <= _IN_MEMORY:
+    if memory_bytes(size) == size:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile(prefix="dkpn-") as file:
         try:

@@ -21,16 +21,19 @@ import numpy as np
 from dkpn.color import WHITE_NITS
 from dkpn.exr_file import HALF_MAX, save_exr
 from dkpn.hdr_io import write_atomically
-from dkpn.outputs.stills import encode_pq_avif, encode_pq_png, save_float_tiff
+from dkpn.outputs.stills import encode_pq_avif, save_float_tiff, save_pq_png
 from dkpn.outputs.ultrahdr import BasePhoto, encode_ultrahdr
 from dkpn.rgbe_file import RGBE_MAX, save_rgbe
-from dkpn.strips import row_strips
+from dkpn.strips import memory_bytes, row_strips
 
 OUTPUT_SUFFIXES = (".exr", ".hdr", ".tif", ".tiff", ".png", ".avif", ".jpg", ".jpeg")
 """Names that :func:`write_result` knows, in lower case; either case of letters is taken."""
 
-_BYTES_PER_PIXEL = {".png": 18, ".avif": 42, ".jpg": 11, ".jpeg": 11}
+_BYTES_PER_PIXEL = {".avif": 42, ".jpg": 5, ".jpeg": 5}
 """Memory that encoding takes beside image and photo, measured; other formats go out in strips."""
+
+_SCRATCH_BYTES_PER_PIXEL = {".jpg": (3, 3), ".jpeg": (3, 3)}
+"""And of each large array that lies in a file instead."""
 
 _INSTALL = 'pip install "kpnops[dkpn]"'
 _PQ_PEAK_NITS = 10000.0
@@ -60,7 +63,10 @@ def encoding_bytes(path: str | os.PathLike[str], pixels: int) -> int:
         path: file to write; its suffix counts.
         pixels: of the image.
     """
-    return _BYTES_PER_PIXEL.get(output_suffix(path), 0) * pixels
+    suffix = output_suffix(path)
+    arrays = _SCRATCH_BYTES_PER_PIXEL.get(suffix, ())
+    scratch = sum(memory_bytes(each * pixels) for each in arrays)
+    return _BYTES_PER_PIXEL.get(suffix, 0) * pixels + scratch
 
 
 def write_result(
@@ -133,11 +139,9 @@ def _writer(
     if suffix in (".tif", ".tiff"):
         return partial(save_float_tiff, image=image)
     if suffix == ".png":
-        data = encode_pq_png(image, white_nits)
-    elif suffix == ".avif":
-        data = encode_pq_avif(image, white_nits)
-    else:
-        data = encode_ultrahdr(image, photo)
+        return partial(save_pq_png, image=image, white_nits=white_nits)
+    avif = suffix == ".avif"
+    data = encode_pq_avif(image, white_nits) if avif else encode_ultrahdr(image, photo)
     return lambda temporary: temporary.write_bytes(data)
 
 

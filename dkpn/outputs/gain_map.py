@@ -25,6 +25,7 @@ import numpy as np
 
 from dkpn.color import WHITE_NITS
 from dkpn.outputs.xmp import HDRGM_URI, make_packet
+from dkpn.strips import row_strips, scratch_array
 
 PEAK = 10000.0 / WHITE_NITS
 """The brightest light that a gain map keeps, relative to diffuse white: where libultrahdr ends."""
@@ -41,7 +42,6 @@ _LEAST_RANGE = 1.0 / 16.0
 _LEAST_HEADROOM = 1.0 / 8.0
 _HEADROOM_QUANTILE = 0.9999
 _HEADROOM_SAMPLES = 1 << 20
-_STRIP_VALUES = 1 << 20
 _MULTICHANNEL, _BASE_COLOURS = 0x80, 0x40
 
 
@@ -107,7 +107,7 @@ def make_gain_map(
     """
 
     def gains() -> Iterator[tuple[slice, np.ndarray]]:
-        for rows in _strips(*hdr.shape[:2]):
+        for rows in row_strips(hdr):
             light = _in_primaries(hdr[rows], matrix)
             yield rows, np.log2((light + OFFSET) / (decode(base[rows]) + np.float32(OFFSET)))
 
@@ -116,7 +116,7 @@ def make_gain_map(
         lowest, highest = min(lowest, float(gain.min())), max(highest, float(gain.max()))
     minimum = float(np.floor(lowest / _STEP) * _STEP)
     maximum = float(np.ceil(max(highest, minimum + _LEAST_RANGE) / _STEP) * _STEP)
-    codes = np.empty(hdr.shape, np.uint8)
+    codes = scratch_array(hdr.shape, np.uint8)
     for rows, gain in gains():
         codes[rows] = np.rint((gain - minimum) * (255.0 / (maximum - minimum))).clip(0, 255)
     return codes, GainMapMetadata(minimum, maximum, _headroom(hdr, matrix))
@@ -136,12 +136,6 @@ def encode_gain_map(codes: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(codes).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     return buffer.getvalue()
-
-
-def _strips(height: int, width: int) -> Iterator[slice]:
-    """Rows of about a million values at a time: temporaries stay small beside the image."""
-    rows = max(1, _STRIP_VALUES // (3 * width))
-    return (slice(first, first + rows) for first in range(0, height, rows))
 
 
 def _in_primaries(hdr: np.ndarray, matrix: np.ndarray) -> np.ndarray:

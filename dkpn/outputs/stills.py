@@ -1,4 +1,4 @@
-"""HDR stills as bytes: 16-bit PNG and 10-bit AVIF in PQ with Rec.2020 primaries, float TIFF.
+"""HDR stills: 16-bit PNG and 10-bit AVIF in PQ with Rec.2020 primaries, and float TIFF.
 
 References:
     SMPTE ST 2084 and ITU-R BT.2100 (PQ); ITU-T H.273 (the code points of both files); PNG, third
@@ -6,7 +6,6 @@ References:
 """
 
 import struct
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 
 from dkpn.color import pq_encode
+from dkpn.outputs.png_file import save_rgb16_png
 from dkpn.packages import require
 from dkpn.primaries import REC709, rgb_to_rec709
 from dkpn.strips import as_stored, row_strips, scratch_array
@@ -28,7 +28,6 @@ _REC709_TO_REC2020 = np.linalg.inv(rgb_to_rec709(_REC2020_PRIMARIES))
 _AVIF_BITS = 10
 _AVIF_QUALITY = 95
 _AVIF_SPEED = 8
-_PNG_HEADER_END = 8 + 25  # signature and IHDR
 _CLASSIC_TIFF_BYTES = 2**32 - 2**25  # with room for strips that do not get smaller
 _ICC_DATE = slice(24, 36)
 _SOME_DATE = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
@@ -57,22 +56,19 @@ def pq_codes(image: np.ndarray, white_nits: float, bits: int) -> np.ndarray:
     return codes
 
 
-def encode_pq_png(image: np.ndarray, white_nits: float) -> bytes:
-    """Make a 16-bit PNG in PQ and Rec.2020, which its cICP chunk says; it has no ICC profile.
+def save_pq_png(path: Path, image: np.ndarray, white_nits: float) -> None:
+    """Write a 16-bit PNG in PQ and Rec.2020 strip by strip; its cICP chunk says which these are.
 
     Args:
+        path: file to write in place.
         image: (H, W, 3) floating point, finite, linear Rec.709, 1.0 = ``white_nits``.
         white_nits: cd/m² of 1.0.
 
-    Returns:
-        Bytes of the file.
+    Raises:
+        OSError: the file could not be written.
     """
-    imagecodecs = require("imagecodecs")
-
-    data = imagecodecs.png_encode(pq_codes(image, white_nits, 16))
-    content = b"cICP" + bytes((REC2020, PQ, IDENTITY, 1))
-    chunk = struct.pack(">I", 4) + content + struct.pack(">I", zlib.crc32(content))
-    return bytes(data[:_PNG_HEADER_END] + chunk + data[_PNG_HEADER_END:])
+    strips = (pq_codes(image[strip], white_nits, 16) for strip in row_strips(image))
+    save_rgb16_png(path, image.shape[:2], strips, bytes((REC2020, PQ, IDENTITY, 1)))
 
 
 def encode_pq_avif(image: np.ndarray, white_nits: float) -> bytes:

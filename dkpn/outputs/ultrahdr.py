@@ -35,6 +35,7 @@ from dkpn.outputs.jpeg_container import (
 )
 from dkpn.outputs.xmp import container_directory, make_packet, merge_packet
 from dkpn.packages import require
+from dkpn.strips import row_strips, scratch_array
 
 MAX_JPEG_SIDE = 65500
 """Pixels: where libjpeg ends."""
@@ -150,7 +151,10 @@ def _base_from_jpeg(data: bytes) -> _Base | None:
                 return None
             orientation = photo.getexif().get(_ORIENTATION_TAG, 1)
             profile = photo.info.get("icc_profile")
-            pixels = np.asarray(photo)
+            pixels = scratch_array((photo.height, photo.width, 3), np.uint8)
+            for rows in row_strips(pixels):  # all at once would be two more copies
+                box = (0, rows.start, photo.width, rows.stop)
+                pixels[rows] = np.asarray(photo.crop(box))
     except (OSError, SyntaxError, ValueError):
         return None
     meaning = _meaning_of(profile)

@@ -60,7 +60,7 @@ def test_noise_in_short_rows_fits_into_hdr(tmp_path, shape):
     assert (np.abs(read_hdr(tmp_path / "a.hdr") - noise) <= step).all()
 
 
-@pytest.mark.parametrize("suffix", [".exr", ".hdr", ".tif"])
+@pytest.mark.parametrize("suffix", [".exr", ".hdr", ".tif", ".png"])
 def test_large_images_are_not_copied(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(strips, "_IN_MEMORY", 0)
     monkeypatch.setattr(strips, "_STRIP_VALUES", 1 << 17)
