@@ -25,9 +25,9 @@ from bench.step_operations import STEP_FUSED, STEP_NAIVE, make_model, move_weigh
 if TYPE_CHECKING:
     import numpy as np
 
+    from dkpn.jobs import Job
     from dkpn.model import DKPN
     from dkpn.photos import Photo
-    from dkpn.reconstruct import Job
 
 INFER = "dkpn_infer"  # model.infer on photos in memory
 FILES = "dkpn_files"  # PNG files to EXR files: decoding and encoding beside the network
@@ -58,7 +58,7 @@ class _Files:
 
     def __init__(self, model: "DKPN", photos: Tensor):
         from dkpn.hdr_io import write_png
-        from dkpn.reconstruct import Job
+        from dkpn.jobs import Job
 
         folder = tempfile.TemporaryDirectory(prefix="bench-")
         weakref.finalize(self, folder.cleanup)

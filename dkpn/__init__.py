@@ -5,14 +5,16 @@ and applies it to a preliminary HDR result with :func:`kpnops.decoupled_filter`.
 
 * ``config``, ``blocks``, ``heads``, ``fused_head``, ``model``: the network, all of its choices in
   one dataclass; ``pretrained``: its weights;
-* ``photos``: photos in; ``infer``, ``tiles``, ``reconstruct``: through the network; ``outputs``,
-  ``hdr_io``, ``exr_file``, ``rgbe_file``, ``strips``: results out; ``viewer``, ``export``;
+* ``photos``: photos in; ``infer``, ``tiles``, ``jobs``, ``reconstruct``: through the network;
+  ``outputs``, ``hdr_io``, ``exr_file``, ``rgbe_file``, ``strips``: results out; ``viewer``,
+  ``export``;
 * ``data``, ``prepare``, ``prepared``, ``scenes``, ``views``, ``camera``, ``photograph``, ``jpeg``,
   ``training_pairs``: what is trained on;
-* ``train``, ``losses``, ``schedule``, ``parallel``, ``checkpoint``, ``tensor_file``, ``monitor``,
-  ``run_config``, ``run_folder``, ``training_data``, ``ablation``: the training;
+* ``train``, ``curve_fit``, ``losses``, ``schedule``, ``parallel``, ``checkpoint``,
+  ``tensor_file``, ``monitor``, ``run_config``, ``run_folder``, ``training_data``, ``ablation``: the
+  training;
 * ``evaluate``, ``metrics``, ``columns``, ``pairs``, ``resources``, ``report``: the judgement;
-* ``color``, ``primaries``: units; ``cli``, ``commands``: the command line; ``demo``.
+* ``color``, ``primaries``: units; ``cli``, ``commands``, ``allocator``: the command line; ``demo``.
 
 Images are linear Rec.709, and 1.0 is the clip level of the photo, taken as diffuse white, 203
 cd/m².

@@ -1,18 +1,21 @@
 """The command ``dkpn``: reconstruct, view, train, prepare, evaluate, export.
 
 Exit codes: 0 all done; 1 a file failed; 2 wrong arguments, configuration or weights, or a missing
-package. No package of the extra is imported before it is known that the command's are installed.
+package; 130 interrupted by Ctrl-C. No package of the extra is imported before it is known that the
+command's are installed.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 from dkpn.allocator import reuse_freed_memory
 from dkpn.commands import evaluate, export, prepare, reconstruct, train, view
-from dkpn.commands.common import FILE_FAILED, WRONG_USE, UsageError
+from dkpn.commands.common import FILE_FAILED, SIGNALLED, WRONG_USE, UsageError, drop_output
 from dkpn.commands.completion import SHELLS, PrintCompletion
+from kpnops import __version__
 
 # What the commands need beyond the core: name to import, name to install.
 EXTRA_PACKAGES = {
@@ -67,12 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return WRONG_USE
     try:
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except (UsageError, ModuleNotFoundError) as error:
         print(f"dkpn {options.command}: {error}", file=sys.stderr)
         return WRONG_USE
     except KeyboardInterrupt:
         print(f"dkpn {options.command}: interrupted", file=sys.stderr)
+        return SIGNALLED + signal.SIGINT
+    except BrokenPipeError:  # as of | head
+        drop_output()
         return FILE_FAILED
 
 
@@ -94,6 +102,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         description="One 8-bit photo in, an HDR image out: linear Rec.709, 1.0 = the photo's clip "
         "level, taken as diffuse white, 203 cd/m².",
     )
+    parser.add_argument("--version", action="version", version=f"dkpn {__version__}")
     parser.add_argument(
         "--print-completion",
         choices=SHELLS,

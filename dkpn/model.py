@@ -272,7 +272,14 @@ class DKPN(nn.Module):
         return load_weights(folder)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` to a folder, created if absent."""
+        """Write ``model.safetensors`` and ``config.json`` to a folder.
+
+        Args:
+            folder: created if absent; files of these names are replaced.
+
+        Raises:
+            OSError: the folder cannot be made or written to; what was there before is intact.
+        """
         from dkpn.checkpoint import save_weights
 
         save_weights(Path(folder), self)

@@ -4,7 +4,6 @@ While the network works on one photo the next one is decoded and the last one en
 fails is reported, and the batch goes on.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +14,13 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from dkpn.color import tone_mapping
+from dkpn.color import WHITE_NITS, tone_mapping
 from dkpn.hdr_io import write_png
 from dkpn.infer import image_planes
+from dkpn.jobs import Job
 from dkpn.model import DKPN
-from dkpn.outputs import OUTPUT_SUFFIXES, encoding_bytes, output_suffix, write_result
-from dkpn.photos.reading import STANDARD_INPUT, Photo, read_photo
+from dkpn.outputs import encoding_bytes, write_result
+from dkpn.photos.reading import Photo, read_photo
 from dkpn.resources import available_memory
 from dkpn.strips import row_strips, scratch_array
 from dkpn.tiles import Tile, reconstruct_tiles, tile_side
@@ -28,21 +28,6 @@ from dkpn.tiles import Tile, reconstruct_tiles, tile_side
 MAX_PIXELS = 500_000_000
 _PREVIEW_SIDE = 4096  # pixels, of the tone-mapped preview
 _EXPOSURE_SIDE = 1024  # pixels, at most, that its exposure is chosen by
-
-
-@dataclass(frozen=True)
-class Job:
-    """One photo and the files that it becomes.
-
-    Args:
-        photo: the file to read; ``-`` is standard input.
-        output: the file to write; its suffix chooses the format.
-        preview: the tone-mapped PNG to write, if any.
-    """
-
-    photo: Path
-    output: Path
-    preview: Path | None
 
 
 @dataclass(frozen=True)
@@ -56,104 +41,10 @@ class Options:
         max_pixels: a photo with more is refused before it is decoded.
     """
 
-    white_nits: float = 203.0
+    white_nits: float = WHITE_NITS
     panorama: bool = False
     max_memory: float | None = None
     max_pixels: int = MAX_PIXELS
-
-
-def plan_jobs(
-    photos: Sequence[Path],
-    output: Path,
-    *,
-    suffix: str = ".exr",
-    preview: bool = True,
-    overwrite: bool = False,
-    skip_existing: bool = False,
-) -> tuple[list[Job], int]:
-    """Decide which files to write, before anything is read or written.
-
-    Args:
-        photos: files to read, from :func:`dkpn.photos.reading.photo_paths`.
-        output: with a suffix: the file for a single photo. Without one: the folder that receives
-            ``<stem><suffix>`` of each photo.
-        suffix: format of the files in a folder.
-        preview: whether ``<stem>_preview.png`` lies beside.
-        overwrite: let outputs replace files that exist; never one of ``photos``.
-        skip_existing: leave out photos whose output exists.
-
-    Returns:
-        One job for each photo to reconstruct, same order, and the number of photos left out.
-
-    Raises:
-        ValueError: unknown suffix, a file for several photos, a folder where a file is or the
-            reverse, photos that would become the same file, or an output that is one of the photos.
-        FileNotFoundError: the folder of an output file does not exist.
-        FileExistsError: an output exists, and neither ``overwrite`` nor ``skip_existing`` is set.
-    """
-    if output.suffix and not output.is_dir():
-        jobs = [_single_file(photos, output, preview)]
-    else:
-        jobs = _files_in_folder(photos, output, suffix, preview)
-    inputs = {os.path.realpath(photo) for photo in photos}
-    chosen = []
-    for job in jobs:
-        targets = [job.output] if job.preview is None else [job.output, job.preview]
-        for target in targets:
-            if os.path.realpath(target) in inputs:
-                raise ValueError(
-                    f"{target}: this output would overwrite one of the photos; "
-                    "choose another output folder or name"
-                )
-            if target.is_dir():
-                raise ValueError(f"{target}: is a folder, expected a file to write")
-        if skip_existing and job.output.exists():
-            continue
-        for target in targets:
-            if target.exists() and not overwrite and not skip_existing:
-                raise FileExistsError(
-                    f"{target}: exists already; allow that with --overwrite, or leave such photos "
-                    "out with --skip-existing"
-                )
-        chosen.append(job)
-    return chosen, len(jobs) - len(chosen)
-
-
-def _single_file(photos: Sequence[Path], output: Path, preview: bool) -> Job:
-    output_suffix(output)
-    if len(photos) != 1:
-        raise ValueError(
-            f"{output}: one file cannot hold {len(photos)} photos; "
-            "give a folder, which is a name without suffix"
-        )
-    if not output.parent.is_dir():
-        raise FileNotFoundError(
-            f"{output}: the folder {output.parent} does not exist; create it first"
-        )
-    beside = output.with_name(f"{output.stem}_preview.png") if preview else None
-    return Job(photos[0], output, beside)
-
-
-def _files_in_folder(photos: Sequence[Path], output: Path, suffix: str, preview: bool) -> list[Job]:
-    if suffix not in OUTPUT_SUFFIXES:
-        raise ValueError(f"format: expected one of {', '.join(OUTPUT_SUFFIXES)}, got {suffix!r}")
-    if output.exists() and not output.is_dir():
-        raise ValueError(
-            f"{output}: is a file, expected a folder; a file to write ends in {suffix}"
-        )
-    jobs, outputs = [], {}
-    for photo in photos:
-        stem = "stdin" if str(photo) == STANDARD_INPUT else photo.stem
-        target = output / f"{stem}{suffix}"
-        # Many file systems hold "A.exr" and "a.exr" for the same file.
-        other = outputs.setdefault(str(target).casefold(), photo)
-        if other is not photo:
-            raise ValueError(
-                f"{other} and {photo}: both would become {target.name}; "
-                "reconstruct them into two folders"
-            )
-        jobs.append(Job(photo, target, output / f"{stem}_preview.png" if preview else None))
-    return jobs
 
 
 def reconstruct_jobs(
@@ -168,7 +59,7 @@ def reconstruct_jobs(
 
     Args:
         model: the network.
-        jobs: from :func:`plan_jobs`; folders exist.
+        jobs: from :func:`dkpn.jobs.plan_jobs`; folders exist.
         options: how.
         progress: called with the job and the share of its photo that the network has done.
         keep: called with each photo and its result before they are let go.
@@ -195,6 +86,10 @@ def reconstruct_jobs(
                 del photo, result
             except Exception as error:  # whatever a file does to a codec, the batch goes on
                 failure = error
+            except KeyboardInterrupt:
+                if writing is not None:  # its file is finished nevertheless
+                    yield writing[0], writing[1].exception()  # pyright: ignore[reportReturnType]
+                raise
             if reading is None:
                 reading = _read_ahead(reader, jobs, index + 1, options)
             # The file before this one has been written meanwhile.
@@ -216,8 +111,8 @@ def _check_room(job: Job, photo: Photo) -> None:
     if needed > free:  # never where the system does not say
         raise MemoryError(
             f"{job.output}: to encode {width} x {height} pixels takes about {needed / 2**30:.1f} "
-            f"GiB of memory, and {free / 2**30:.1f} are free; write .exr, .hdr or .tif, which "
-            "take next to none"
+            f"GiB of memory, and {free / 2**30:.1f} are free; write .exr, .hdr, .tif or .png, "
+            "which take next to none"
         )
 
 

@@ -148,10 +148,14 @@ class Evaluation:
         others = [method for method in self.methods if method != LDR]
         images = sum(row.method == LDR for row in self.measurements)
         scenes = len({row.scene for row in self.measurements})
-        parts = [f"The mean of {images} images of {scenes} scenes.", self._legend(), self._means()]
+        counted = f"{_count(images, 'image')} of {_count(scenes, 'scene')}"
+        parts = [f"The mean of {counted}.", self._legend(), self._means()]
+        interval = "with its 95 % interval over scenes"
+        if scenes == 1:
+            interval = "of a single scene, so without an interval over scenes"
         compared = [(method, method, LDR) for method in others]
         parts += [
-            "Difference to the LDR row, with its 95 % interval over scenes",
+            f"Difference to the LDR row, {interval}",
             self._differences(compared),
         ]
         pairs = [(f"{b} - {a}", b, a) for a, b in combinations(others, 2)]
@@ -250,6 +254,10 @@ def bootstrap_over_scenes(values: np.ndarray, scenes: np.ndarray) -> Difference:
 
 def _number(value: float, format_spec: str) -> str:
     return "" if math.isnan(value) else format(value, format_spec)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _interval(difference: Difference, decimals: int) -> str:

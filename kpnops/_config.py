@@ -25,7 +25,7 @@ def show_config(
     device: str | torch.device | None = None,
 ) -> None:
     """Print versions, devices, and the route that :func:`kpnops.decoupled_filter` takes for given
-    shapes.
+    shapes, without a channel filter or with one for each pixel.
 
     Args:
         shapes: Shapes ``(B, C, H, W)`` of the input.
@@ -34,7 +34,8 @@ def show_config(
         dilation: ``d`` or ``(y, x)``.
         scale_factor: ``u``; above 1 the stride is 1.
         dtype: Dtype of the tensors.
-        device: Device of the tensors; ``None`` means the accelerator if there is one, else the CPU.
+        device: Device of the tensors; ``None`` means a CUDA or ROCm GPU if there is one, else the
+            CPU.
 
     Raises:
         TypeError: ``kernel_size``, ``stride`` or ``dilation`` is no int or pair of ints, or
@@ -105,6 +106,8 @@ def _route(shape: Shape, window: Window, dtype: torch.dtype, device: torch.devic
         reason = route.obstacle(device.type, device.index or 0)
     if reason is not None:
         return f"PyTorch operations, because {reason}"
+    from ._decoupled_filter.call import Call
+    from ._decoupled_filter.launch_band import architecture, holds_tiles, is_banded
     from ._decoupled_filter.triton_backend import is_fast
 
     B, C, H, W = shape
@@ -114,5 +117,7 @@ def _route(shape: Shape, window: Window, dtype: torch.dtype, device: torch.devic
     image = torch.empty(shape, dtype=dtype, device="meta")
     spatial = torch.empty((B, window.taps, Ho, Wo), dtype=dtype, device="meta")
     output = torch.empty((B, C, Ho, Wo), dtype=dtype, device="meta")
+    if is_banded(Call(image, spatial, None, window, "mul")) and holds_tiles(architecture(device)):
+        return "Triton, banded kernels"
     fast = is_fast(window, [output, image, spatial])
     return f"Triton, {'fast' if fast else 'general'} kernels"

@@ -4,6 +4,8 @@ Only the standard library is imported before it is known that the extra is insta
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +13,30 @@ if TYPE_CHECKING:
     from dkpn.model import DKPN
 
 DONE, FILE_FAILED, WRONG_USE = 0, 1, 2
+SIGNALLED = 128  # and the number of the signal
 PAGE_SUFFIXES = (".html", ".htm")
 
 
 class UsageError(Exception):
     """Wrong arguments, configuration or weights; its text is shown without a traceback."""
+
+
+def show(text: str) -> None:
+    """Print a line on standard output, above a progress bar; nothing once its reader has gone."""
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+
+
+def drop_output() -> None:
+    """Let what is still written to standard output go nowhere: its reader has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     names, pairs = _pairs(options)
     results = _results(options.results, names)
     methods = _methods(options)
+    _make_folders(options)
     try:
         with tqdm(total=len(names), unit="image") as bar:
             evaluation = evaluate(
@@ -96,8 +97,25 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         print(f"dkpn evaluate: {error}", file=sys.stderr)
         return FILE_FAILED
-    _write(evaluation, options.out)
+    try:
+        _write(evaluation, options.out)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print(f"dkpn evaluate: --out {options.out}: {error.strerror or error}", file=sys.stderr)
+        return FILE_FAILED
     return DONE
+
+
+def _make_folders(options: argparse.Namespace) -> None:
+    """Before the work, not after it."""
+    for name, folder in (("--out", options.out), ("--save-inputs", options.save_inputs)):
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise UsageError(f"{name} {folder}: cannot be made ({reason})") from None
 
 
 def _pairs(options: argparse.Namespace) -> tuple[list[str], "Iterable[Pair]"]:
@@ -144,7 +162,7 @@ def _methods(options: argparse.Namespace) -> "dict[str, Method]":
     from dkpn.evaluate import preliminary_only
 
     if options.no_network:
-        if not options.results:
+        if not options.results and options.save_inputs is None:
             raise UsageError("--no-network: leaves nothing to judge; give --results NAME=DIR")
         if options.weights is not None:
             raise UsageError("--no-network: does not go with --weights; leave one of them out")
@@ -157,11 +175,12 @@ def _write(evaluation: "Evaluation", out: Path | None) -> None:
     from dkpn.hdr_io import write_atomically
 
     table = evaluation.table()
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        evaluation.write_csv(out / "per_image.csv")
-        write_atomically(
-            out / "table.md", lambda path: path.write_text(table + "\n", encoding="utf-8")
-        )
-    # Last, so that the files are there even where the output's reader has gone.
-    print(table)
+    try:
+        if out is not None:
+            evaluation.write_csv(out / "per_image.csv")
+            write_atomically(
+                out / "table.md", lambda path: path.write_text(table + "\n", encoding="utf-8")
+            )
+    finally:
+        # Last, so that the files are there even where the output's reader has gone.
+        print(table)

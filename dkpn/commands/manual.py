@@ -18,6 +18,7 @@ The commands are explained in [reconstruction.md](reconstruction.md), [training.
 | 0 | all done |
 | 1 | at least one file failed, or an output could not be written |
 | 2 | wrong arguments, configuration, weights or packages: nothing was processed |
+| 130 | interrupted by Ctrl-C; what was finished stays |
 
 Completion of commands, options and file names, for `bash`, `zsh` or `tcsh`, as in `~/.bashrc`:
 

@@ -117,10 +117,12 @@ def summary(made: "Prepared") -> str:
     pictures, left_out = manifest["pictures"], manifest["left_out"]
     panoramas = sum(picture["kind"] == "panorama" for picture in pictures)
     scenes = len({picture["scene"] for picture in pictures})
+    scale = manifest["scale"]
+    shrunk = "none shrunk" if scale == 1 else f"shrunk: to {scale:g} of the side"
     lines = [
         f"{made.folder}: {len(pictures)} pictures of {scenes} scenes, {panoramas} of them "
         f"panoramas, {made.bytes / 2**20:.2f} MiB",
-        f"mantissa: {manifest['mantissa_bits']} bits; shrunk: to {manifest['scale']:g} of the side",
+        f"mantissa: {manifest['mantissa_bits']} bits; {shrunk}",
     ]
     clamped = [picture for picture in pictures if picture["clamped_pixels"]]
     if clamped:

@@ -18,15 +18,17 @@ from dkpn.commands.common import (
     check_new_file,
     check_white_nits,
     chosen_weights,
+    show,
 )
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dkpn.config import DKPNConfig
+    from dkpn.jobs import Job
     from dkpn.model import DKPN
     from dkpn.photos import Photo
-    from dkpn.reconstruct import Job, Options
+    from dkpn.reconstruct import Options
     from dkpn.viewer import View
 
 FORMATS = ("exr", "hdr", "tif", "png", "avif", "jpg")
@@ -79,8 +81,9 @@ def run(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
     from tqdm import tqdm
 
+    from dkpn.jobs import plan_jobs
     from dkpn.photos import photo_paths
-    from dkpn.reconstruct import Options, plan_jobs, reconstruct_jobs
+    from dkpn.reconstruct import Options, reconstruct_jobs
 
     _check_numbers(options)
     try:
@@ -96,7 +99,9 @@ def run(options: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         raise UsageError(str(error)) from None
     if skipped:
-        print(f"{skipped} of {len(photos)} photos left out: their results exist", file=sys.stderr)
+        missing = "" if options.report is None else f"; not in {options.report}, see dkpn view"
+        text = f"{skipped} of {len(photos)} photos left out: their results exist{missing}"
+        print(text, file=sys.stderr)
     if not jobs:
         return DONE
     model = chosen_weights(options)
@@ -120,16 +125,19 @@ def run(options: argparse.Namespace) -> int:
             bar.set_postfix_str(f"{job.photo.name} {share:.0%}")
 
         keep = report.add if options.report else None
-        for job, error in reconstruct_jobs(model, jobs, how, progress=progress, keep=keep):
-            bar.update()
-            if error is None:
-                beside = "" if job.preview is None else f"  {job.preview}"
-                tqdm.write(f"{job.output}{beside}")
-            else:
-                failed += 1
-                tqdm.write(f"dkpn reconstruct: {_one_line(job, error)}", file=sys.stderr)
-                if options.debug:
-                    traceback.print_exception(error)
+        try:
+            for job, error in reconstruct_jobs(model, jobs, how, progress=progress, keep=keep):
+                bar.update()
+                if error is None:
+                    show("  ".join(str(target) for target in job.targets))
+                else:
+                    failed += 1
+                    tqdm.write(f"dkpn reconstruct: {_one_line(job, error)}", file=sys.stderr)
+                    if options.debug:
+                        traceback.print_exception(error)
+        except KeyboardInterrupt:
+            report.write()
+            raise
     failed += not report.write()
     if failed and len(jobs) > 1:
         print(f"dkpn reconstruct: {failed} of {len(jobs)} photos failed", file=sys.stderr)
@@ -193,7 +201,9 @@ class _Report:
         try:
             write_page(self.path, self.views, self.white_nits)
         except (OSError, ValueError) as error:
-            print(f"dkpn reconstruct: {self.path}: {error}", file=sys.stderr)
+            reason = getattr(error, "strerror", None) or error
+            text = f"dkpn reconstruct: {self.path}: cannot be written ({reason})"
+            print(text, file=sys.stderr)
             return False
-        print(self.path)
+        show(str(self.path))
         return True

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dkpn.commands.common import DONE, FILE_FAILED, UsageError, add_device, usable_device
+from dkpn.commands.common import DONE, FILE_FAILED, SIGNALLED, UsageError, add_device, usable_device
 from dkpn.config import TrainConfig  # the standard library is all that it needs
 
 if TYPE_CHECKING:
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dkpn.parallel import Processes
     from dkpn.run_config import RunConfig
     from dkpn.schedule import StopRequest
-
-SIGNALLED = 128  # plus the signal's number is the exit code of a stopped run, as in a shell
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

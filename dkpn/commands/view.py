@@ -1,6 +1,7 @@
 """``dkpn view``: look at results in a browser."""
 
 import argparse
+import glob
 import sys
 from pathlib import Path
 
@@ -27,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("results", nargs="+", type=Path, metavar="RESULT", help=".exr or .hdr file")
+    add(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULT",
+        help=".exr or .hdr files, folders of them, or patterns",
+    )
     add(
         "--photo",
         nargs="+",
@@ -56,17 +63,16 @@ def run(options: argparse.Namespace) -> int:
     from dkpn.photos import read_photo
     from dkpn.viewer import View, look_inside, write_page
 
-    output = options.output
+    output, results = options.output, _expanded(options.results)
     check_new_file(f"-o {output}", output, PAGE_SUFFIXES, options.overwrite)
-    if options.photo and len(options.photo) != len(options.results):
+    if options.photo and len(options.photo) != len(results):
         raise UsageError(
-            f"--photo: expected one for each of {len(options.results)} results, got "
-            f"{len(options.photo)}"
+            f"--photo: expected one for each of {len(results)} results, got {len(options.photo)}"
         )
     check_white_nits(options.white_nits)
     model = chosen_weights(options) if options.photo else None
     views, failed = [], 0
-    for index, path in enumerate(options.results):
+    for index, path in enumerate(results):
         try:
             photo = insight = None
             result = read_hdr(path)
@@ -87,7 +93,26 @@ def run(options: argparse.Namespace) -> int:
         try:
             write_page(output, views, options.white_nits)
         except (OSError, ValueError) as error:
-            print(f"dkpn view: {error}", file=sys.stderr)
+            reason = getattr(error, "strerror", None) or error
+            print(f"dkpn view: {output}: cannot be written ({reason})", file=sys.stderr)
             return FILE_FAILED
         print(output)
     return FILE_FAILED if failed else DONE
+
+
+def _expanded(named: list[Path]) -> list[Path]:
+    """The files that arguments stand for; UsageError where a folder or a pattern holds none."""
+    from dkpn.hdr_io import HDR_SUFFIXES
+
+    found = []
+    for path in named:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in HDR_SUFFIXES)
+        elif any(letter in str(path) for letter in "*?[") and not path.exists():
+            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        else:
+            files = [path]
+        if not files:
+            raise UsageError(f"{path}: holds no {' or '.join(HDR_SUFFIXES)} file")
+        found += files
+    return found

@@ -120,10 +120,10 @@ def photo_paths(arguments: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Expand what a user names into photo files.
 
     A folder stands for the photos in it, told by their suffix, in order of their names; folders in
-    it, hidden files and camera raw files are passed over. A name with ``*``, ``?`` or ``[`` that is
-    no file itself stands for the files that it matches, ``**`` for folders at any depth: not every
-    shell expands them. Everything else is kept as it is, also where there is no such file: reading
-    it says so. Files that come up twice are kept once.
+    it, hidden files, camera raw files and previews that lie beside their photos are passed over. A
+    name with ``*``, ``?`` or ``[`` that is no file itself stands for the files that it matches,
+    ``**`` for folders at any depth: not every shell expands them. Everything else is kept as it is,
+    also where there is no such file: reading it says so. Files that come up twice are kept once.
 
     Args:
         arguments: files, folders, patterns, or ``-`` for standard input.
@@ -156,6 +156,9 @@ def _photos_in(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()]
     photos = [path for path in files if path.suffix.lower() in PHOTO_SUFFIXES]
     if photos:
+        stems = {path.stem for path in photos} | {path.name.replace(".", "_") for path in photos}
+        previews = {f"{stem}_preview.png" for stem in stems}
+        photos = [path for path in photos if path.name not in previews]
         return sorted(photos, key=lambda path: path.name.casefold())
     raw = sum(path.suffix.lower() in RAW_SUFFIXES for path in files)
     cure = f"develop its {raw} camera raw files first" if raw else "name the folder that holds them"

@@ -306,4 +306,5 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _describe(value: object) -> str:
-    return f"{type(value).__name__} {value!r}"
+    name, text = type(value).__name__, repr(value)
+    return f"{name} {text}" if len(text) <= 60 and "\n" not in text else name

@@ -69,6 +69,24 @@ def test_a_weights_file_needs_nothing_beside_it(weights, tmp_path):
     assert equal(load_weights(alone).state_dict(), model.state_dict())
 
 
+def test_a_network_saves_and_loads_itself(tmp_path):
+    torch.manual_seed(3)
+    network = DKPN(TINY)
+    network.save_pretrained(tmp_path / "mine")
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+    loaded = DKPN.from_pretrained(tmp_path / "mine")
+    assert not loaded.training
+    assert loaded.config == TINY
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        network.save_pretrained(tmp_path / "file" / "mine")
+
+
 def test_a_config_beside_stands_in_for_missing_metadata(weights):
     folder, model = weights
     save_file(model.state_dict(), folder / "model.safetensors")

@@ -1,4 +1,5 @@
 import csv
+import errno
 
 import numpy as np
 import pytest
@@ -209,4 +210,38 @@ def test_a_result_that_cannot_be_judged_is_named(data, other, tmp_path, capsys, 
     out = tmp_path / "out"
     assert run("--no-network", "--data", data, "--results", f"other={other}", "--out", out) == 1
     assert str(file.with_suffix("")) in capsys.readouterr().err
-    assert not out.exists()
+    assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--out", "--save-inputs"])
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(
+    data, tmp_path, monkeypatch, capsys, option
+):
+    monkeypatch.setattr("dkpn.evaluate.evaluate", lambda *_, **__: pytest.fail("worked first"))
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "out"
+    assert (
+        run("--data", data, "--no-network", "--save-inputs", tmp_path / "in", option, folder) == 2
+    )
+    message = capsys.readouterr().err
+    assert f"{option} {folder}: cannot be made" in message
+    assert "\n" not in message.strip()
+
+
+def test_the_table_is_shown_where_it_cannot_be_written(data, other, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dkpn.report.Evaluation.write_csv", full)
+    words = ("--no-network", "--results", f"other={other}", "--out", tmp_path / "out")
+    assert run("--data", data, *words) == 1
+    captured = capsys.readouterr()
+    assert "| other " in captured.out
+    assert "out: No space left on device" in captured.err
+
+
+def test_inputs_for_another_method_need_no_network(data, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    assert run("--data", data, "--no-network", "--save-inputs", photos) == 0
+    assert len(list(photos.iterdir())) == len(NAMES)
+    assert "| camera oracle " in capsys.readouterr().out

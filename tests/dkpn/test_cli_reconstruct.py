@@ -2,13 +2,15 @@ import errno
 import io
 import os
 import pickle
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
-from dkpn import DKPN, DKPNConfig, cli
+import kpnops
+from dkpn import DKPN, DKPNConfig, cli, reconstruct
 from dkpn.checkpoint import save_weights
 from dkpn.hdr_io import read_hdr, write_hdr, write_png
 from dkpn.photos import read_photo
@@ -179,7 +181,7 @@ def two_photos_in_a_file(folder, photo):
 
 
 def equal_stems(folder, photo):
-    other = photo.with_suffix(".jpg")
+    other = photo.parent / "elsewhere" / photo.name
     return (photo, other, "-o", folder / "out"), 2, "both would become bird.exr"
 
 
@@ -355,3 +357,77 @@ def test_warnings_are_one_line(weights, tmp_path, capfd):
     assert warned[0].startswith("dkpn reconstruct: ")
     assert "a.png" in warned[0]
     assert read_photo(out.with_name("r_preview.png")).pixels.shape == (9, 7, 3)
+
+
+def test_an_interrupt_shows_what_is_finished(photo, weights, tmp_path, monkeypatch, capsys):
+    for name in ("cat.png", "dog.png"):
+        write_png(photo.with_name(name), codes())
+    through = reconstruct.reconstruct_photo
+
+    def interrupted(model, picture, options, progress):
+        if not interrupted.left:
+            raise KeyboardInterrupt
+        interrupted.left -= 1
+        return through(model, picture, options, progress)
+
+    interrupted.left = 2
+    monkeypatch.setattr(reconstruct, "reconstruct_photo", interrupted)
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    words = ("reconstruct", photo.parent, "-o", out, "--weights", weights)
+    assert run(*words, "--report", page) == 130
+    captured = capsys.readouterr()
+    finished = ["bird.exr", "bird_preview.png", "cat.exr", "cat_preview.png"]
+    assert names(out) == finished
+    assert all(str(out / name) in captured.out for name in finished)
+    assert "dkpn reconstruct: interrupted" in captured.err
+    assert page.is_file()
+    interrupted.left = 9
+    assert run(*words, "--report", tmp_path / "rest.html", "--skip-existing") == 0
+    message = "2 of 3 photos left out: their results exist; not in"
+    assert message in capsys.readouterr().err
+    assert len(names(out)) == 6
+
+
+def test_a_batch_goes_on_where_the_reader_of_its_output_has_gone(photo, weights, tmp_path):
+    for name in ("cat.png", "dog.png"):
+        write_png(photo.with_name(name), codes())
+    words = ["reconstruct", photo.parent, "-o", tmp_path / "out", "--weights", weights]
+    program = f"from dkpn import cli; raise SystemExit(cli.main({[str(word) for word in words]}))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(names(tmp_path / "out")) == 6
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"dkpn {kpnops.__version__}\n"
+
+
+def test_view_takes_folders_and_patterns(tmp_path, capsys):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    for name in ("a.exr", "b.hdr"):
+        write_hdr(folder / name, np.ones((4, 5, 3), np.float32))
+    write_png(folder / "a_preview.png", codes())
+    for number, results in enumerate((folder, folder / "*.exr", folder / "?.hdr")):
+        page = tmp_path / f"{number}.html"
+        assert run("view", results, "-o", page) == 0
+        text = page.read_text()
+        assert ('"a"' in text, '"b"' in text) == ((True, True), (True, False), (False, True))[
+            number
+        ]
+    (tmp_path / "empty").mkdir()
+    for nothing in (tmp_path / "empty", folder / "*.tif"):
+        assert run("view", nothing, "-o", tmp_path / "none.html") == 2
+        assert f"{nothing}: holds no .hdr or .exr file" in capsys.readouterr().err

@@ -8,9 +8,10 @@ import torch
 
 from dkpn import DKPN, DKPNConfig, reconstruct, strips
 from dkpn.hdr_io import read_hdr, write_png
+from dkpn.jobs import Job, plan_jobs
 from dkpn.outputs import encoding_bytes
-from dkpn.photos import read_photo
-from dkpn.reconstruct import Job, Options, plan_jobs, preview, reconstruct_jobs, reconstruct_photo
+from dkpn.photos import photo_paths, read_photo
+from dkpn.reconstruct import Options, preview, reconstruct_jobs, reconstruct_photo
 
 pytest.importorskip("OpenEXR", reason="writes the results")
 pytest.importorskip("imagecodecs", reason="reads the photos")
@@ -64,8 +65,9 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path):
         (["a.jpg", "b.jpg"], "x.exr", ValueError, "2 photos.*folder"),
         (["a.jpg"], "absent/x.exr", FileNotFoundError, "absent does not exist"),
         (["a.jpg"], "file", ValueError, "file: is a file"),
-        (["x/a.jpg", "y/a.png"], "out", ValueError, r"a\.jpg and .*a\.png"),
-        (["x/a.jpg", "y/A.png"], "out", ValueError, r"a\.jpg and .*A\.png"),
+        (["x/a.jpg", "y/a.jpg"], "out", ValueError, r"x.a\.jpg and y.a\.jpg"),
+        (["x/a.jpg", "y/A.jpg"], "out", ValueError, r"a\.jpg and .*A\.jpg"),
+        (["a.jpg", "a.png", "a_png.jpg"], "out", ValueError, r"a\.png and a_png\.jpg"),
     ):
         with pytest.raises(error, match=text):
             plan_jobs(paths(*photos), tmp_path / output)
@@ -96,10 +98,44 @@ def test_existing_outputs_need_permission(tmp_path, name):
 
 def test_photos_that_are_done_are_left_out(tmp_path):
     (tmp_path / "a.exr").write_text("done")
-    (tmp_path / "b_preview.png").write_text("of a run that was stopped")
-    jobs, skipped = plan_jobs(paths("p/a.jpg", "p/b.jpg"), tmp_path, skip_existing=True)
-    assert [job.output.name for job in jobs] == ["b.exr"]
+    (tmp_path / "b_preview.png").write_text("somebody's own")
+    jobs, skipped = plan_jobs(paths("p/a.jpg", "p/b.jpg", "p/c.jpg"), tmp_path, skip_existing=True)
+    assert [job.output.name for job in jobs] == ["b.exr", "c.exr"]
+    assert [job.preview for job in jobs] == [None, tmp_path / "c_preview.png"]
     assert skipped == 1
+
+
+def test_photos_that_differ_in_their_suffix_have_it_in_the_name(tmp_path):
+    jobs, _ = plan_jobs(paths("a.jpg", "b.jpg", "A.HEIC", "c.png"), tmp_path)
+    assert [job.output.name for job in jobs] == ["a_jpg.exr", "b.exr", "A_HEIC.exr", "c.exr"]
+    previews = [job.preview.name for job in jobs if job.preview]
+    assert previews == [f"{job.output.stem}_preview.png" for job in jobs]
+
+
+def test_a_preview_and_a_result_are_not_one_file(tmp_path):
+    photos = paths("a.jpg", "a_preview.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg and a_preview\.jpg: both.*a_preview\.png"):
+        plan_jobs(photos, tmp_path, suffix=".png")
+    assert len(plan_jobs(photos, tmp_path, suffix=".png", preview=False)[0]) == 2
+
+
+def test_a_folder_of_photos_can_be_its_own_output_again_and_again(tmp_path):
+    for name in ("a.jpg", "b.png", "b.jpg", "c_preview.png"):
+        (tmp_path / name).write_bytes(b"")
+    photos = photo_paths([tmp_path])
+    jobs, _ = plan_jobs(photos, tmp_path)
+    for job in jobs:
+        for target in job.targets:
+            target.write_bytes(b"")
+    assert photo_paths([tmp_path]) == photos  # c_preview.png, whose photo is not there, among them
+    assert plan_jobs(photos, tmp_path, skip_existing=True) == ([], 4)
+
+
+def test_a_result_is_not_taken_for_a_photo_in_another_format(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a\.png: this output would overwrite one of the photos"):
+        plan_jobs(photo_paths([tmp_path]), tmp_path, suffix=".png", skip_existing=True)
 
 
 def test_results_are_what_infer_gives(model, tmp_path):
@@ -198,7 +234,7 @@ def test_what_cannot_be_encoded_is_refused_before_the_network_works(model, tmp_p
     )
     assert isinstance(refused, MemoryError)
     assert "o.avif: to encode 30 x 40 pixels takes about" in str(refused)
-    assert "write .exr, .hdr or .tif" in str(refused)
+    assert "write .exr, .hdr, .tif or .png" in str(refused)
     assert error is None
     assert set(seen) == {jobs[1]}
     for plenty in (free + 1.0, float("nan")):

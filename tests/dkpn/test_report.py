@@ -56,6 +56,14 @@ def tables(text: str) -> list[dict[str, list[str]]]:
     return [{row[0].strip(): [cell.strip() for cell in row[1:]] for row in one} for one in rows]
 
 
+def test_a_single_scene_has_no_interval_and_the_table_says_why(evaluation):
+    rows = tuple(row for row in evaluation.measurements if row.image.endswith("crop0"))
+    text = Evaluation(rows, METHODS).table()
+    assert "mean of 1 image of 1 scene." in text
+    assert "Difference to the LDR row, of a single scene, so without an interval" in text
+    assert "[" not in text
+
+
 def test_the_table_of_means(evaluation):
     text = evaluation.table()
     assert "mean of 6 images of 3 scenes" in text

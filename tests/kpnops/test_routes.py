@@ -76,6 +76,24 @@ kpnops.show_config()
     assert "Triton can not be imported" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("options", "shape", "expected"),
+    [
+        ({}, (1, 3, 64, 64), "fast"),
+        ({"dtype": torch.bfloat16}, (1, 3, 64, 64), "fast"),
+        ({"dtype": torch.bfloat16}, (1, 16, 64, 64), "banded"),
+        ({"dtype": torch.bfloat16, "stride": 2}, (1, 16, 64, 64), "general"),
+        ({"kernel_size": 9}, (1, 16, 64, 64), "general"),
+    ],
+)
+def test_show_config_names_the_route(options, shape, expected, monkeypatch, capsys):
+    pytest.importorskip("triton", reason="decides between kernels")
+    monkeypatch.setattr(route, "obstacle", lambda *_: None)
+    monkeypatch.setattr("kpnops._decoupled_filter.launch_band.architecture", lambda _: "sm_90")
+    kpnops.show_config([shape], device="cuda", **options)
+    assert f"on cuda: Triton, {expected} kernels" in capsys.readouterr().out
+
+
 def test_importing_kpnops_does_not_define_kernels():
     program = "import sys, kpnops; print([m for m in sys.modules if 'kernels' in m])"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
