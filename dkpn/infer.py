@@ -30,7 +30,10 @@ def image_planes(image: np.ndarray | Tensor) -> Tensor:
     """
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ValueError(f"image: expected an array (H, W, 3), got shape {image.shape}")
+            raise ValueError(
+                f"image: expected an array (H, W, 3), got shape {image.shape}; drop an alpha "
+                "channel, repeat a grey one, pass images one by one or as a torch batch"
+            )
         if image.dtype == np.uint16 or image.dtype == np.uint8 or image.dtype.kind == "f":
             # Tensors are made of native numbers only, and of none that run backwards.
             image = np.require(image, image.dtype.newbyteorder("="), ["C", "W"])
@@ -48,7 +51,8 @@ def image_planes(image: np.ndarray | Tensor) -> Tensor:
             raise TypeError(f"image: expected uint8, uint16 or floating point, got {image.dtype}")
     else:
         raise TypeError(
-            f"image: expected a numpy array or a torch tensor, got {type(image).__name__}"
+            f"image: expected a numpy array or a torch tensor, got {type(image).__name__}; "
+            "dkpn.photos.read_photo(path).pixels reads a photo"
         )
     if batch.is_floating_point():
         low, high = float(batch.min()), float(batch.max())

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from .._decoupled_filter.api import Combine, Normalize, PaddingMode, decoupled_filter
 from .._decoupled_filter.geometry import COMBINE_MODES, NORMALIZE_MODES, PADDING_MODES
-from .._decoupled_filter.validation import pair
+from .._decoupled_filter.validation import check_scale_factor, pair
 from ._checks import arguments, check_choice
 
 __all__ = ["DecoupledFilter2d"]
@@ -24,6 +24,8 @@ class DecoupledFilter2d(nn.Module):
         combine: How spatial and channel filter are combined, ``"mul"`` or ``"add"``.
         normalize: ``"softmax"``: the spatial filter holds logits, and their softmax over the taps
             is used. ``None``: it is used as it is.
+        scale_factor: ``u``: the result has ``u`` times the size of the input, by filters of the
+            pixels of the result; ``stride`` is 1 then.
 
     Shape:
         - input: ``(B, C, H, W)``
@@ -34,8 +36,8 @@ class DecoupledFilter2d(nn.Module):
 
     Raises:
         TypeError: A number is no int or pair of ints.
-        ValueError: A number is below 1, or an option is unknown. The call raises what
-            :func:`kpnops.decoupled_filter` raises.
+        ValueError: A number is below 1, an option is unknown, or a scale factor comes with a
+            stride. The call raises what :func:`kpnops.decoupled_filter` raises.
 
     Example:
         >>> import torch, kpnops
@@ -54,6 +56,7 @@ class DecoupledFilter2d(nn.Module):
         padding_mode: PaddingMode = "zeros",
         combine: Combine = "mul",
         normalize: Normalize | None = None,
+        scale_factor: int = 1,
     ) -> None:
         super().__init__()
         check_choice("padding_mode", padding_mode, PADDING_MODES)
@@ -65,6 +68,8 @@ class DecoupledFilter2d(nn.Module):
         self.padding_mode: PaddingMode = padding_mode
         self.combine: Combine = combine
         self.normalize: Normalize | None = normalize
+        check_scale_factor(scale_factor, self.stride)
+        self.scale_factor: int = scale_factor
 
     def forward(
         self,
@@ -83,6 +88,7 @@ class DecoupledFilter2d(nn.Module):
             padding_mode=self.padding_mode,
             combine=self.combine,
             normalize=self.normalize,
+            scale_factor=self.scale_factor,
         )
 
     def extra_repr(self) -> str:
@@ -93,6 +99,7 @@ class DecoupledFilter2d(nn.Module):
             "padding_mode": "zeros",
             "combine": "mul",
             "normalize": None,
+            "scale_factor": 1,
         }
         changed = {name: getattr(self, name) for name in defaults}
         changed = {name: value for name, value in changed.items() if value != defaults[name]}

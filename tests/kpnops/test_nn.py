@@ -196,6 +196,11 @@ def test_decoupled_filter_2d_is_the_op():
     for channel_filter in (None, gains, matrix):
         expected = kpnops.decoupled_filter(image, taps, channel_filter, **options)
         assert torch.equal(layer(image, taps, channel_filter), expected)
+    layer = DecoupledFilter2d(3, scale_factor=2)
+    larger = random(2, 9, 14, 12)
+    expected = kpnops.decoupled_filter(image, larger, scale_factor=2)
+    assert torch.equal(layer(image, larger), expected)
+    assert repr(layer) == "DecoupledFilter2d(kernel_size=(3, 3), scale_factor=2)"
     per_image = random(2, 4, 6)
     layer = DecoupledFilter2d((2, 3), combine="add")
     expected = kpnops.decoupled_filter(image, None, per_image, kernel_size=(2, 3), combine="add")

@@ -16,7 +16,7 @@ EMPTY = inspect.Parameter.empty
 DEFAULTS = {
     DecoupledFilter2d: [
         *[("kernel_size", EMPTY), ("stride", 1), ("dilation", 1), ("padding_mode", "zeros")],
-        *[("combine", "mul"), ("normalize", None)],
+        *[("combine", "mul"), ("normalize", None), ("scale_factor", 1)],
     ],
     FilterNorm: [
         *[("in_channels", EMPTY), ("kernel_size", EMPTY), ("filter_type", EMPTY)],
@@ -153,6 +153,8 @@ BAD_ARGUMENTS = [
     (ValueError, "padding_mode", lambda: DecoupledFilter2d(3, padding_mode="same")),
     (ValueError, "combine", lambda: DecoupledFilter2d(3, combine="max")),
     (ValueError, "normalize", lambda: DecoupledFilter2d(3, normalize="sum")),
+    (TypeError, "scale_factor", lambda: DecoupledFilter2d(3, scale_factor=2.0)),
+    (ValueError, "scale_factor", lambda: DecoupledFilter2d(3, 2, scale_factor=2)),
     (ValueError, "spatial_filter", lambda: DecoupledFilter2d(3)(*[torch.rand(1, 2, 3, 3)] * 2)),
     (ValueError, "in_channels", lambda: FilterNorm(0, 3, "spatial")),
     (TypeError, "in_channels", lambda: FilterNorm(1.5, 3, "spatial")),
