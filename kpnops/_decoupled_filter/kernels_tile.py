@@ -98,9 +98,9 @@ def _tile_fwd_body(
         for r in tl.static_range(ROWS + KH - 1):
             inside = (y + (r - TOP) >= 0) & (y + (r - TOP) < H)
             if MASKED and PADDING != "zeros":
-                source, inside = source_index(y + (r - TOP), H, PADDING)
+                source, _inside = source_index(y + (r - TOP), H, PADDING)
                 values = load_padded_columns(
-                    x_ptr, (source - y0) * x_strides[2], x_strides[3], x0, x, W, inside, -LEFT,
+                    x_ptr, (source - y0) * x_strides[2], x_strides[3], x0, x, W, -LEFT,
                     COLUMNS, PADDING, ACC,
                 )  # fmt: skip
             else:

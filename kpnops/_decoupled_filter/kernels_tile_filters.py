@@ -103,9 +103,9 @@ def _tile_bwd_filters_body(
         new_acc = ()
         for r in tl.static_range(ROWS + KH - 1):
             if MASKED and PADDING != "zeros":
-                source, inside = source_index(y + (r - TOP), H, PADDING)
+                source, _inside = source_index(y + (r - TOP), H, PADDING)
                 values = values + load_padded_columns(
-                    x_ptr, (source - y0) * x_strides[2], x_strides[3], x0, x, W, inside, -LEFT,
+                    x_ptr, (source - y0) * x_strides[2], x_strides[3], x0, x, W, -LEFT,
                     COLUMNS, PADDING, ACC,
                 )  # fmt: skip
             else:

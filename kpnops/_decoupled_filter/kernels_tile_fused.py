@@ -27,6 +27,7 @@ def _fused_bwd_body(
     plane,
     H,
     W,
+    parts,
     y0,
     x0,
     x_strides,
@@ -117,17 +118,20 @@ def _fused_bwd_body(
     grad_tap_step = tl.cast(grad_spatial_strides[1], tl.int64)
     # Only a row or part of it is unrolled: what is loaded of a row is indexed by the column alone,
     # and less compiles faster.
-    for part in range(KH * (KW // UNROLLED)):
+    count = KH * (KW // UNROLLED)
+    if parts is not None:
+        count = parts
+    for part in range(count):
         i = part // (KW // UNROLLED)
         start = part % (KW // UNROLLED) * UNROLLED  # first column of taps
         if WITH_SPATIAL or WITH_CHANNEL:
             values = ()  # channel * COLUMNS + column
             for c in tl.static_range(CHANNELS):
                 if MASKED and PADDING != "zeros":
-                    source, inside = source_index(y + (i - TOP), H, PADDING)
+                    source, _inside = source_index(y + (i - TOP), H, PADDING)
                     values = values + load_padded_columns(
                         x_ptr[c], (source - y0) * x_strides[2], x_strides[3], x0, x + start, W,
-                        inside, -LEFT, COLUMNS, PADDING, ACC,
+                        -LEFT, COLUMNS, PADDING, ACC,
                     )  # fmt: skip
                 else:
                     inside = (y + (i - TOP) >= 0) & (y + (i - TOP) < H)
@@ -262,7 +266,7 @@ def _channel_pointers(ptr, b, first, y0, x0, strides, CHANNELS: tl.constexpr):
     return pointers
 
 
-@triton.jit(do_not_specialize=STRIP)
+@triton.jit(do_not_specialize=["parts", *STRIP])
 def _fused_bwd_kernel(
     x_ptr,
     grad_ptr,
@@ -275,6 +279,7 @@ def _fused_bwd_kernel(
     GROUPS,
     H,
     W,
+    parts,
     first_image,
     first_row,
     rows,
@@ -315,7 +320,9 @@ def _fused_bwd_kernel(
     grad_channel[c, q] = grad[c, q] sum_t x[c, q + o_t] (S[t, q] if "mul" else 1)
     SOFTMAX: the gradient of the logits, S[t, q] (dS[t, q] - delta[q]) with dS as above.
     HELD_GRAD: the gradient of the output stands in a workspace.
-    UNROLLED divides KW: so many taps of a row are unrolled. PIXELS is 2 only if all are.
+    UNROLLED divides KW: so many taps of a row are unrolled. PIXELS is 2 only if all are. ``parts``:
+    how many trips through the taps that makes, told where a compiler that knew would unroll them;
+    else None.
     """
     TOP: tl.constexpr = (KH - 1) // 2
     LEFT: tl.constexpr = (KW - 1) // 2
@@ -373,18 +380,18 @@ def _fused_bwd_kernel(
     if interior:
         _fused_bwd_body(
             x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
-            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
-            x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
-            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, UNROLLED, FORM, COMBINE,
-            PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, False, ACC, BLOCK_H,
-            BLOCK_W, PIXELS, SAME_STRIDES,
+            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, parts, y0.to(tl.int32),
+            x0.to(tl.int32), x_strides, grad_strides, spatial_strides, channel_strides,
+            grad_x_strides, grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW,
+            UNROLLED, FORM, COMBINE, PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL,
+            False, ACC, BLOCK_H, BLOCK_W, PIXELS, SAME_STRIDES,
         )  # fmt: skip
     else:
         _fused_bwd_body(
             x_ptrs, grad_ptrs, spatial_ptr, channel_ptrs, statistics_ptr, grad_x_ptrs,
-            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, y0.to(tl.int32), x0.to(tl.int32),
-            x_strides, grad_strides, spatial_strides, channel_strides, grad_x_strides,
-            grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW, UNROLLED, FORM, COMBINE,
-            PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL, True, ACC, BLOCK_H,
-            BLOCK_W, PIXELS, SAME_STRIDES,
+            grad_spatial_ptr, grad_channel_ptrs, plane, H, W, parts, y0.to(tl.int32),
+            x0.to(tl.int32), x_strides, grad_strides, spatial_strides, channel_strides,
+            grad_x_strides, grad_spatial_strides, grad_channel_strides, CHANNELS, KH, KW,
+            UNROLLED, FORM, COMBINE, PADDING, SOFTMAX, WITH_INPUT, WITH_SPATIAL, WITH_CHANNEL,
+            True, ACC, BLOCK_H, BLOCK_W, PIXELS, SAME_STRIDES,
         )  # fmt: skip

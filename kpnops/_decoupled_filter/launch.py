@@ -18,6 +18,7 @@ __all__ = [
     "channel_image_launch",
     "channel_with_filters",
     "channels_of_a_program",
+    "counts_parts",
     "filters_fit",
     "filters_launch",
     "forward_fits",
@@ -43,11 +44,12 @@ MAX_UNROLLED_SIDE = 12
 # to 40 bytes at as little as 32 registers, Triton 3.7.1). Long unrolled tap loops do better
 # without: told of 255, it hoists loads until those spill.
 MAX_REGISTERS = 255
-# As many as leave room for two, three and four programs of 128 threads on a multiprocessor; for
-# two, below what lets the assembler hoist loads until those spill.
+# As many as leave room for two, three, four and six programs of 128 threads on a multiprocessor;
+# for two, below what lets the assembler hoist loads until those spill.
 MAX_REGISTERS_OF_TWO = 224
 MAX_REGISTERS_OF_THREE = 168
 MAX_REGISTERS_OF_FOUR = 128
+MAX_REGISTERS_OF_SIX = 80
 # Programs of 128 threads that keep a large GPU busy: two rounds of 4 for each of some 130
 # multiprocessors.
 MIN_PROGRAMS = 1024
@@ -143,6 +145,8 @@ def forward_launch(
     if padding_mode != "zeros" and 9 < values <= 36:
         # Left alone, it spills to reach 128 (5x5 and 6x6: 8 and 16 bytes, sm_100).
         bound = MAX_REGISTERS_OF_TWO
+    if softmax and taps < values and values > 36:
+        bound = MAX_REGISTERS_OF_TWO  # left alone, it spills to reach 168 (5x5: 8 bytes, sm_80)
     pixels = min(2, alignment + 1)
     if taps > 30 and padding_mode != "zeros":
         pixels = 1  # two spill: 6x6, sm_100; 7x7, gfx1100
@@ -167,12 +171,13 @@ def filters_launch(
     alignment: int = 16,
     padding_mode: str = "zeros",
     with_taps: bool = True,
+    added: bool = False,
 ) -> TileLaunch:
     """Gradients of the filters: one accumulator and, ``with_taps``, one spatial value for each tap.
 
     ``with_taps``: under softmax, and for the gradient of a channel filter. 30 of both for two
     pixels spill 8 to 48 bytes (sm_80 to sm_100); with the indices of other paddings 25 of both, and
-    36 accumulators (8 to 32, sm_80).
+    36 accumulators (8 to 32, sm_80). ``added``: what the taps give is not multiplied by a gain.
     """
     words = taps * dtype.itemsize // 4
     rows = 2 if words <= 9 else 1
@@ -181,7 +186,12 @@ def filters_launch(
     else:
         most = 20 if with_taps else 30
     pixels = 2 if alignment > 1 and words <= most else 1
-    return _tile(width, rows, pixels, _bound(taps))
+    bound = _bound(taps)
+    if alignment == 0 and 9 < words <= 16:
+        bound = MAX_REGISTERS_OF_THREE  # left alone, it spills to reach 72 (7x2: 8 bytes, sm_100)
+    if with_taps and added and pixels == 2 and words == 25:
+        bound = MAX_REGISTERS_OF_FOUR  # left alone, it spills on the way to it (16 bytes, sm_80)
+    return _tile(width, rows, pixels, bound)
 
 
 def channel_with_filters(taps: int, padding_mode: str, dtype: torch.dtype) -> bool:
@@ -217,11 +227,17 @@ def forward_fits(
     return few or (adjacent and not softmax)
 
 
-def input_fits(taps: int, dtype: torch.dtype, softmax: bool) -> bool:
+def input_fits(
+    taps: int, dtype: torch.dtype, softmax: bool, adjacent: bool, with_gains: bool
+) -> bool:
     """Whether the unrolled gradient of the input stays in registers.
 
-    Under softmax it forms the probabilities of other pixels: 49 taps spill 624 bytes on sm_100.
+    Under softmax it forms the probabilities of other pixels: 49 taps spill 624 bytes on sm_100. So
+    do the addresses of the gains where neighbours in a row of some tensor are not ``adjacent`` in
+    memory: 30 taps 16 bytes, 49 taps 256 (sm_90).
     """
+    if with_gains and not adjacent and taps > 25:
+        return False
     return not softmax or taps * dtype.itemsize // 4 <= 36
 
 
@@ -260,6 +276,8 @@ def fused_launch(
     few = single and columns <= 5 and channels <= 3
     # The statistics of pixels on the other side of the border take what is left (16 bytes, sm_90).
     few = few and not padded_softmax
+    if padding_mode != "zeros" and columns == 4:
+        few = False  # where dtypes differ it spills 8 bytes (3x4 and 5x4, sm_100)
     bound = MAX_REGISTERS_OF_THREE if few else MAX_REGISTERS
     return TileLaunch(4, block_w, num_warps, bound, pixels=pixels)
 
@@ -274,14 +292,28 @@ def fused_unrolled(columns: int, dtype: torch.dtype) -> int:
     return max(count for count in range(1, most + 1) if columns % count == 0)
 
 
-def channel_image_launch(height: int, width: int, planes: int) -> TileLaunch:
+def counts_parts(architecture: str) -> bool:
+    """Whether the compiler is told how often that kernel walks a row of taps or part of it.
+
+    AMD's would unroll all trips, where there are few channels, and fill the registers: 4x9 taps of
+    3 channels spill 28 bytes (gfx1100), in float64 4x4 of 2 channels 172 and 5x5 of 3 channels
+    3980 (gfx942).
+    """
+    return not architecture.startswith("gfx")
+
+
+def channel_image_launch(
+    taps: int, height: int, width: int, planes: int, dtype: torch.dtype, softmax: bool
+) -> TileLaunch:
     """Gradient of a 3-D channel filter for ``planes`` images and channels: one accumulator for each
     tap; 64 rows are walked, not held, or fewer if a GPU would not be busy."""
     block_w, num_warps = (64, 2) if width <= 64 else (128, 4)
     rows = 64
     while rows > 8 and -(-height // rows) * -(-width // block_w) * planes < MIN_PROGRAMS // 2:
         rows //= 2
-    return TileLaunch(rows, block_w, num_warps)
+    # Left alone, it spills to reach 64 (8 bytes, sm_100).
+    bound = MAX_REGISTERS_OF_SIX if softmax and taps * dtype.itemsize // 4 == 25 else None
+    return TileLaunch(rows, block_w, num_warps, bound)
 
 
 def gather_channels_launch(channels_per_group: int) -> GatherLaunch:

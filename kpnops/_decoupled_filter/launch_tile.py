@@ -182,6 +182,7 @@ def tile_filters(
         alignment,
         call.window.padding_mode,
         with_taps=call.softmax or (grad_channel is not None and call.combine == "mul"),
+        added=call.combine == "add",
     )
     config = tuned(config, "tile_filters", call)
     return Launch(
@@ -221,7 +222,9 @@ def tile_filters(
 
 def _chunks(call: Call) -> launch.TileLaunch:
     B, C, H, W = call.input.shape
-    return tuned(launch.channel_image_launch(H, W, B * C), "tile_channel_image", call)
+    softmax = call.softmax and call.combine == "mul"
+    config = launch.channel_image_launch(call.window.taps, H, W, B * C, call.sum_dtype, softmax)
+    return tuned(config, "tile_channel_image", call)
 
 
 def rows_of_a_chunk(call: Call) -> int:
@@ -285,7 +288,8 @@ def tile_fused(
     tensors = [x, grad_output, grads.input, grads.channel_filter, _gains(call)]
     alignment = _alignment(x.shape[3], [*tensors, call.spatial_filter, grads.spatial_filter])
     columns = call.window.kernel_size[1]
-    if launch_band.architecture(x.device).startswith("gfx1"):
+    architecture = launch_band.architecture(x.device)
+    if architecture.startswith("gfx1"):
         alignment = 1  # RDNA: with two pixels a thread 5x5 taps spill 1,776 bytes
     config = launch.fused_launch(
         columns,
@@ -301,6 +305,9 @@ def tile_fused(
     def target(tensor: Tensor | None) -> tuple[Tensor, tuple[int, ...]]:
         return (x, _NO_STRIDES) if tensor is None else (tensor, strides(tensor))
 
+    unrolled = launch.fused_unrolled(columns, call.sum_dtype)
+    parts = call.window.taps // unrolled
+    counted = launch.counts_parts(architecture)
     in_strips = statistics is not None or call.held_gradient
     channel = call.channel_filter if call.channel_filter is not None else x
     (grad_x_ptr, grad_x_strides) = target(grads.input)
@@ -319,6 +326,7 @@ def tile_fused(
             "grad_spatial_ptr": grad_spatial_ptr,
             "grad_channel_ptr": grad_channel_ptr,
             **_sizes(call),
+            **({} if counted else {"parts": parts}),
             "x_strides": strides(x),
             "grad_strides": strides(grad_output),
             "spatial_strides": strides(call.spatial_filter),
@@ -330,7 +338,8 @@ def tile_fused(
         constants={
             **_constants(call),
             "CHANNELS": call.channels_per_group,
-            "UNROLLED": launch.fused_unrolled(columns, call.sum_dtype),
+            "UNROLLED": unrolled,
+            **({"parts": None} if counted else {}),
             "FORM": call.form,
             "SOFTMAX": call.softmax,
             "WITH_INPUT": grads.input is not None,

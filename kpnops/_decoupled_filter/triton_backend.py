@@ -94,11 +94,28 @@ def plan_forward(call: Call, output: Tensor) -> Plan:
 
 def _forward_fits(call: Call, tensors: Sequence[Tensor | None]) -> bool:
     """Whether the forward, or the gradient of a gain, on such tensors fits into registers."""
-    adjacent = all(
-        tensor.stride(3) == 1 for tensor in tensors if tensor is not None and tensor.dim() == 4
-    )
     return launch.forward_fits(
-        call.window.taps, call.window.padding_mode, call.sum_dtype, call.softmax, adjacent
+        call.window.taps,
+        call.window.padding_mode,
+        call.sum_dtype,
+        call.softmax,
+        _adjacent(tensors),
+    )
+
+
+def _input_fits(call: Call, grad_output: Tensor, grad_input: Tensor) -> bool:
+    """Whether the gradient of the input fits into registers."""
+    gains = call.channel_filter if call.form == "pixel" else None
+    adjacent = _adjacent([grad_output, grad_input, call.spatial_filter, gains])
+    return launch.input_fits(
+        call.window.taps, call.sum_dtype, call.softmax, adjacent, gains is not None
+    )
+
+
+def _adjacent(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether neighbours in a row of every image among the tensors are neighbours in memory."""
+    return all(
+        tensor.stride(3) == 1 for tensor in tensors if tensor is not None and tensor.dim() == 4
     )
 
 
@@ -252,7 +269,7 @@ def _plan_many_channels(
     ):
         statistics = _statistics(plan, call, grad_output, general_spatial is not None, cut)
     if grads.input is not None:
-        if launch.input_fits(call.window.taps, call.sum_dtype, call.softmax):
+        if _input_fits(call, grad_output, grads.input):
             item = tile_forward(
                 call, grad_output, grads.input, transposed=True, statistics=statistics
             )

@@ -250,6 +250,18 @@ def test_other_paddings_where_programs_share_out_the_channels(target, width, sof
         check(forward, target)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("padding_mode", PADDINGS[1:])
+@pytest.mark.parametrize(("height", "chunks"), [(128, 2), (256, 1)])
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_49_taps_under_other_paddings(target, height, chunks, padding_mode):
+    """A mask for each of 49 loads filled the registers beside the taps, whether programs share out
+    the channels or not."""
+    forward, _ = plans((1, 64, height, 512), kernel_size=(7, 7), padding_mode=padding_mode)
+    assert forward[0].arguments["chunks"] == chunks
+    check(forward, target)
+
+
 def test_the_check_notices_a_spill():
     """16 taps of 4 rows of 2x2 do not fit into 24 registers of a thread."""
     item = launches((2, 2), 32, 512, ("none", "mul"), torch.float32)[0]
