@@ -64,8 +64,9 @@ types: $(READY)
 cli-page: $(READY)
 	$(BIN)/python -m dkpn.commands.manual docs/cli.md
 
+# Where nothing else runs, threads that spin are faster: eager PyTorch takes up to half the time.
 bench: $(READY)
-	$(BIN)/python -m pytest bench/
+	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest bench/
 
 # On a machine with a GPU: its tests, then the benchmark matrix, into bench/results/<device>.json with
 # a report and plots. Installs nothing and uses the python3 at hand. Each call takes at most

@@ -57,7 +57,12 @@ def test_wheel_is_pure_python_with_type_information(archives: Path) -> None:
     assert "kpnops/py.typed" in names
     assert "kpnops/_decoupled_filter/launch_table.json" in names
     assert "dkpn/cli.py" in names
-    for data in ("configs/default.toml", "page/viewer.html", "weights/model.safetensors"):
+    for data in (
+        "configs/default.toml",
+        "page/viewer.html",
+        "weights/model.safetensors",
+        "weights/fine_tune.toml",
+    ):
         assert f"dkpn/{data}" in names
     packages = {name.split("/")[0] for name in names if ".dist-info" not in name}
     assert packages == {"kpnops", "dkpn"}

@@ -414,6 +414,13 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"dkpn {kpnops.__version__}\n"
 
 
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "dkpn", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"dkpn {kpnops.__version__}\n"
+
+
 def test_view_takes_folders_and_patterns(tmp_path, capsys):
     folder = tmp_path / "results"
     folder.mkdir()
