@@ -18,6 +18,7 @@ A run is a folder:
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -117,14 +118,18 @@ def train(
         disable=quiet or not processes.leads,
         mininterval=bar_interval(),
     )
+    stream = pairs.batches(
+        part
+        for iteration in range(state.iteration, settings.iterations)
+        for part in settings.parts(iteration, processes.count, processes.rank)
+    )
     # However few the minutes, a run takes one step.
     finished = state.iteration > 0 and clock.finished(state.iteration)
     stopping, signal_number = False, 0
     while not finished and not stopping:
         clock.start()
         rate = clock.learning_rate(state.iteration)
-        parts = settings.parts(state.iteration, processes.count, processes.rank)
-        batches = (pairs.batch(part) for part in parts)
+        batches = itertools.islice(stream, settings.accumulate)
         recorder.add(*training_step(state, batches, rate, config, processes))
         clock.pause()
         bar.update()

@@ -1,11 +1,13 @@
 """Training pairs made on the fly: random views of HDR scenes, photographed by random cameras.
 
-Nothing is read or waited for while a network trains: the scenes lie on the training device, and
-views, cameras, noise and JPEG are all made there (see :mod:`dkpn.views`,
-:mod:`dkpn.photograph`).
+Nothing is read while a network trains: the scenes lie on the training device, and views, cameras,
+noise and JPEG are all made there (see :mod:`dkpn.views`, :mod:`dkpn.photograph`). A GPU is given
+the next batch while it still works on a step; on a CPU, :meth:`TrainingPairs.batches` makes it in a
+thread.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -123,6 +125,7 @@ class TrainingPairs:
         if seed < 0:
             raise ValueError(f"seed: expected an integer of at least 0, got {seed}")
         self.scenes, self.config, self.seed = list(scenes), config, seed
+        self.device = torch.device(device)
         self.camera = CameraConfig() if camera is None else camera
         self._tensors = [
             (log_panorama if scene.panorama else photo_tensor)(scene.pixels, device)
@@ -144,6 +147,27 @@ class TrainingPairs:
         """
         made = [self._view(index) for index in indices]
         return photograph(torch.stack([view for view, _ in made]), [draw for _, draw in made])
+
+    def batches(self, parts: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Make one batch after the other, on a CPU each while the one before is in use.
+
+        Args:
+            parts: the indices of each batch.
+
+        Yields:
+            What :meth:`batch` returns for each part.
+        """
+        if self.device.type != "cpu":
+            yield from map(self.batch, parts)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
+            next_one = None
+            for part in parts:
+                made, next_one = next_one, thread.submit(self.batch, part)
+                if made is not None:
+                    yield made.result()
+            if next_one is not None:
+                yield next_one.result()
 
     def _view(self, index: int) -> tuple[Tensor, CameraDraw]:
         """A view (3, crop_size, crop_size), and the camera to photograph it with."""

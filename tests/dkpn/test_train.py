@@ -212,6 +212,9 @@ class Poisoned:
             truth = truth * float("nan")
         return photo, truth
 
+    def batches(self, parts):
+        return map(self.batch, parts)
+
 
 def test_a_step_that_is_not_finite_is_never_saved(scenes, tmp_path):
     run = tiny_config(SMALLEST, iterations=6, checkpoint_every=2)

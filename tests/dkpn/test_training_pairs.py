@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,49 @@ def test_views_without_light_or_range_are_drawn_again():
 def test_unusable_scenes_are_refused_by_name(scenes, options, message):
     with pytest.raises(ValueError, match=message):
         TrainingPairs([Scene("here", pixels) for pixels in scenes], PLAIN, **options)
+
+
+class Watched(TrainingPairs):
+    """Pairs that tell which batches have been begun."""
+
+    def batch(self, indices):
+        self.begun.append(list(indices))
+        return super().batch(indices)
+
+
+def watched(photos) -> Watched:
+    pairs = Watched(photos, PLAIN)
+    pairs.begun = []
+    return pairs
+
+
+def test_batches_are_those_of_their_indices_in_order(photos):
+    pairs, parts = pairs_of(photos), [range(2), range(5, 8), range(2, 3)]
+    made = list(pairs.batches(iter(parts)))
+    assert len(made) == 3
+    assert all(same(one, pairs.batch(part)) for one, part in zip(made, parts, strict=True))
+    assert list(pairs.batches([])) == []
+
+
+def test_one_batch_is_made_ahead_and_no_more(photos):
+    pairs = watched(photos)
+    stream = pairs.batches([index] for index in range(100))
+    next(stream)
+    for _ in range(500):
+        if len(pairs.begun) == 2:
+            break
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert pairs.begun == [[0], [1]]
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+
+
+def test_a_batch_that_fails_raises_where_it_is_asked_for(photos):
+    stream = watched(photos).batches([[0], [-1], [1]])
+    next(stream)
+    with pytest.raises(IndexError, match="at least 0"):
+        next(stream)
 
 
 def test_negative_indices_are_refused(photos):
