@@ -16,6 +16,7 @@ A run is a folder:
 =====================  ===========================================================
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -108,16 +109,6 @@ def train(
     recorder = Recorder(
         out, validation, config.loss, state.iteration, processes, settings.tensorboard
     )
-    if state.iteration == 0:
-        recorder.validate(state, clock.seconds)
-
-    bar = tqdm(
-        total=settings.iterations,
-        initial=state.iteration,
-        unit="it",
-        disable=quiet or not processes.leads,
-        mininterval=bar_interval(),
-    )
     stream = pairs.batches(
         part
         for iteration in range(state.iteration, settings.iterations)
@@ -126,30 +117,42 @@ def train(
     # However few the minutes, a run takes one step.
     finished = state.iteration > 0 and clock.finished(state.iteration)
     stopping, signal_number = False, 0
-    while not finished and not stopping:
-        clock.start()
-        rate = clock.learning_rate(state.iteration)
-        batches = itertools.islice(stream, settings.accumulate)
-        recorder.add(*training_step(state, batches, rate, config, processes))
-        clock.pause()
-        bar.update()
-        signal_number, clock.seconds = processes.agree(stop.after(state.iteration), clock.seconds)
-        finished = clock.finished(state.iteration)
-        stopping = signal_number != 0 and not finished
-        saving = finished or stopping or state.iteration % settings.checkpoint_every == 0
-        if saving or state.iteration % LOG_EVERY == 0:  # a loss that is not finite is not saved
-            loss, psnr = recorder.log(state, clock.seconds, rate)
-            bar.set_postfix(loss=f"{loss:.3f}", PSNR=f"{psnr:.2f} dB", refresh=False)
-        if finished or (not stopping and state.iteration % settings.validate_every == 0):
+    with contextlib.closing(recorder), contextlib.closing(stream):
+        if state.iteration == 0:
             recorder.validate(state, clock.seconds)
-        if saving and processes.leads:
-            checkpoints = out / "checkpoints"
-            save_checkpoint(checkpoints, state, run, settings.keep_checkpoints, clock.seconds)
-            save_weights(out, state.ema)
+        bar = tqdm(
+            total=settings.iterations,
+            initial=state.iteration,
+            unit="it",
+            disable=quiet or not processes.leads,
+            mininterval=bar_interval(),
+        )
+        while not finished and not stopping:
+            clock.start()
+            rate = clock.learning_rate(state.iteration)
+            batches = itertools.islice(stream, settings.accumulate)
+            recorder.add(*training_step(state, batches, rate, config, processes))
+            clock.pause()
+            bar.update()
+            signal_number, clock.seconds = processes.agree(
+                stop.after(state.iteration), clock.seconds
+            )
+            finished = clock.finished(state.iteration)
+            stopping = signal_number != 0 and not finished
+            saving = finished or stopping or state.iteration % settings.checkpoint_every == 0
+            if saving or state.iteration % LOG_EVERY == 0:  # a loss that is not finite is not saved
+                loss, psnr = recorder.log(state, clock.seconds, rate)
+                bar.set_postfix(loss=f"{loss:.3f}", PSNR=f"{psnr:.2f} dB", refresh=False)
+            if finished or (not stopping and state.iteration % settings.validate_every == 0):
+                recorder.validate(state, clock.seconds)
+            if saving and processes.leads:
+                checkpoints = out / "checkpoints"
+                save_checkpoint(checkpoints, state, run, settings.keep_checkpoints, clock.seconds)
+                save_weights(out, state.ema)
+        # a process that ends before the first one has saved would take it along
+        processes.wait()
+        bar.close()
     stop.number = signal_number if stopping else 0
-    processes.wait()  # a process that ends before the first one has saved would take it along
-    recorder.close()
-    bar.close()
     return state.ema.eval()
 
 

@@ -6,7 +6,7 @@ the next batch while it still works on a step; on a CPU, :meth:`TrainingPairs.ba
 thread.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -148,8 +148,10 @@ class TrainingPairs:
         made = [self._view(index) for index in indices]
         return photograph(torch.stack([view for view, _ in made]), [draw for _, draw in made])
 
-    def batches(self, parts: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, parts: Iterable[Sequence[int]]) -> Generator[tuple[Tensor, Tensor]]:
         """Make one batch after the other, on a CPU each while the one before is in use.
+
+        Close it where it is left before its end, so that no thread is left at work.
 
         Args:
             parts: the indices of each batch.

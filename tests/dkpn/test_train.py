@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import threading
 
 import pytest
 import torch
@@ -213,7 +214,7 @@ class Poisoned:
         return photo, truth
 
     def batches(self, parts):
-        return map(self.batch, parts)
+        yield from map(self.batch, parts)
 
 
 def test_a_step_that_is_not_finite_is_never_saved(scenes, tmp_path):
@@ -239,8 +240,12 @@ def test_a_gradient_that_is_not_finite_is_never_saved(scenes, tmp_path, monkeypa
 
     monkeypatch.setattr("dkpn.train.new_state", poisoned)
     run = tiny_config(SMALLEST, iterations=6, checkpoint_every=2)
-    with pytest.raises(FloatingPointError, match="norm of the gradient is nan at iteration 4"):
+    before = set(threading.enumerate())
+    with pytest.raises(FloatingPointError) as caught:
         train(run, tiny_pairs(scenes, run), tiny_validation(scenes), tmp_path, quiet=True)
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    assert not [name for name in left if name.startswith("batches")]
+    caught.match("norm of the gradient is nan at iteration 4")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000002"]
     assert all_saved_is_finite(tmp_path)
 

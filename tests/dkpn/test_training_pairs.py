@@ -167,9 +167,10 @@ def test_batches_are_those_of_their_indices_in_order(photos):
 
 
 def test_one_batch_is_made_ahead_and_no_more(photos):
-    pairs = watched(photos)
+    pairs, before = watched(photos), set(threading.enumerate())
     stream = pairs.batches([index] for index in range(100))
     next(stream)
+    (thread,) = set(threading.enumerate()) - before
     for _ in range(500):
         if len(pairs.begun) == 2:
             break
@@ -177,7 +178,7 @@ def test_one_batch_is_made_ahead_and_no_more(photos):
     time.sleep(0.05)
     assert pairs.begun == [[0], [1]]
     stream.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    assert not thread.is_alive()
 
 
 def test_a_batch_that_fails_raises_where_it_is_asked_for(photos):
