@@ -133,10 +133,10 @@ def forward_launch(
         # With less, or in other cases, it spills (sm_90; 5x5 with a filter per image: sm_80): taps
         # of other pixels, a multiplication for each tap, tensors that lie differently. So it does
         # where loads are not joined, or need a stride made even: 3x3 in 128 registers, and 5x5
-        # if numbers are ``converted`` besides.
+        # if numbers are ``converted`` besides; ``transposed``, 3x3 then too (8 bytes, sm_100).
         few = with_gains and same_strides
         if kernel_size == (3, 3):
-            few = few and alignment == 16
+            few = few and alignment == 16 and not (transposed and converted)
             bound = MAX_REGISTERS_OF_FOUR if few else MAX_REGISTERS_OF_THREE
         elif (
             kernel_size == (5, 5) and few and not transposed and (alignment == 16 or not converted)
@@ -145,8 +145,11 @@ def forward_launch(
     if padding_mode != "zeros" and 9 < values <= 36:
         # Left alone, it spills to reach 128 (5x5 and 6x6: 8 and 16 bytes, sm_100).
         bound = MAX_REGISTERS_OF_TWO
-    if softmax and taps < values and values > 36:
-        bound = MAX_REGISTERS_OF_TWO  # left alone, it spills to reach 168 (5x5: 8 bytes, sm_80)
+    if softmax and taps < values and (values > 36 or kernel_size == (3, 3)):
+        # Left alone, it spills to reach 128 (3x3: 8 bytes, sm_90) or 168 (5x5: 8 bytes, sm_80).
+        bound = MAX_REGISTERS_OF_TWO if values > 36 else MAX_REGISTERS_OF_THREE
+    if softmax and taps == values == 49:
+        bound = MAX_REGISTERS_OF_THREE  # left alone, it spills to reach 128 (8 bytes, sm_100)
     pixels = min(2, alignment + 1)
     if taps > 30 and padding_mode != "zeros":
         pixels = 1  # two spill: 6x6, sm_100; 7x7, gfx1100
@@ -191,6 +194,8 @@ def filters_launch(
         bound = MAX_REGISTERS_OF_THREE  # left alone, it spills to reach 72 (7x2: 8 bytes, sm_100)
     if with_taps and added and pixels == 2 and words == 25:
         bound = MAX_REGISTERS_OF_FOUR  # left alone, it spills on the way to it (16 bytes, sm_80)
+    if added and not with_taps and words == 9:
+        bound = MAX_REGISTERS_OF_SIX  # left alone, it spills to reach 64 (8 bytes, sm_100)
     return _tile(width, rows, pixels, bound)
 
 
@@ -278,6 +283,8 @@ def fused_launch(
     few = few and not padded_softmax
     if padding_mode != "zeros" and columns == 4:
         few = False  # where dtypes differ it spills 8 bytes (3x4 and 5x4, sm_100)
+    if columns == 5 and (softmax or padding_mode != "zeros"):
+        few = False  # 8 to 32 bytes (5x5, sm_100)
     bound = MAX_REGISTERS_OF_THREE if few else MAX_REGISTERS
     return TileLaunch(4, block_w, num_warps, bound, pixels=pixels)
 

@@ -106,6 +106,12 @@ def _spills_unrolled(call: Call, split: bool) -> bool:
     return _is_older(call) and (split or few or high)
 
 
+def _is_high(call: Call, config: BandLaunch) -> bool:
+    """Whether two warps unroll more rows of taps than one may."""
+    products = config.rows * call.window.kernel_size[0]
+    return config.num_warps == 2 and config.ahead > 0 and products > MAX_PRODUCTS_OF_A_WARP
+
+
 def _is_older(call: Call) -> bool:
     """Whether a call is on an NVIDIA GPU before sm_90."""
     return architecture(call.input.device).startswith("sm_8")
@@ -181,10 +187,19 @@ def _channels(channels_per_group: int) -> tuple[int, int]:
 
 
 def _filters_config(call: Call) -> BandLaunch:
-    window = call.window
-    return filters_launch(
-        window.kernel_size, call.channels_per_group, call.softmax, window.padding_mode
-    )
+    window, padding_mode = call.window, call.window.padding_mode
+    config = filters_launch(window.kernel_size, call.channels_per_group, call.softmax, padding_mode)
+    if call.form != "pixel" or call.softmax:
+        return config
+    # Where gains are read besides, more rows of taps spill: with the indices of other paddings
+    # (8 bytes, 5x5, sm_80), or where image rows do not begin at multiples of 16 (40, 7x7, sm_90).
+    most = config.rows
+    if padding_mode != "zeros" and _is_older(call):
+        most = 3
+    elif any(t.stride(2) % 16 for t in (call.input, call.spatial_filter)):
+        most = min(most, MAX_ROWS_OF_PADDED_TAPS)
+    chunks = -(-window.kernel_size[0] // most)
+    return replace(config, rows=-(-window.kernel_size[0] // chunks))
 
 
 def holds_all_taps(call: Call) -> bool:
@@ -198,18 +213,25 @@ def _registers(call: Call) -> int | None:
     return MAX_REGISTERS if call.softmax else None
 
 
-def _forward_registers(call: Call, config: BandLaunch, in_loop: bool) -> int | None:
+def _forward_registers(
+    call: Call, config: BandLaunch, in_loop: bool, padding_mode: str
+) -> int | None:
     """Without the bound it spills in loops over the rows of taps too, at 168 registers, but for 64
-    channels from sm_90 on."""
+    channels from sm_90 on; and unrolled with the indices of other paddings (3x3: 16 bytes,
+    sm_100), where more rows of taps spill with it (7x7: 16 bytes)."""
     if in_loop or (config.ahead == 0 and config.num_warps < 4):
+        return MAX_REGISTERS
+    few = call.window.kernel_size[0] <= 3 and config.num_warps < 4
+    if padding_mode != "zeros" and few:
         return MAX_REGISTERS
     return _registers(call)
 
 
 def _filters_registers(call: Call, grad_output: Tensor) -> int | None:
-    """The same of the filters' gradients: 8 bytes at 17x17 with gains in float32 (sm_80)."""
-    wide = call.window.kernel_size[1] > 8 and _needs_terms(call, grad_output)
-    if wide and _by_float32(call, grad_output) and _is_older(call):
+    """The same of the filters' gradients: 8 bytes at 17x17 with gains in float32, and at 3x3 where
+    the gradient takes two terms (sm_80)."""
+    split = _needs_terms(call, grad_output)
+    if split and _by_float32(call, grad_output) and _is_older(call):
         return MAX_REGISTERS
     return _registers(call)
 
@@ -253,6 +275,8 @@ def band_forward(
         config = replace(config, ahead=0)
     elif split and call.softmax and architecture(call.input.device).startswith("sm_10"):
         config = replace(config, rows=2)  # 8 bytes spilled at 3x3 with 4
+    elif not transposed and call.form == "none" and _is_high(call, config):
+        config = replace(config, rows=2)  # 24 bytes spilled at 7x7 with 4 (32 channels, sm_90)
     config = tuned(config, "band_input" if transposed else "band_forward", call)
     across = -(-W // BLOCK_W.value) * -(-call.channels_per_group // config.block_c) * call.groups
     in_strips = statistics is not None or (transposed and call.held_gradient)
@@ -289,7 +313,7 @@ def band_forward(
             **strip_constants(in_strips),
         },
         num_warps=config.num_warps,
-        max_registers=_forward_registers(call, config, in_loop),
+        max_registers=_forward_registers(call, config, in_loop, constants["PADDING"]),
         cut=cut if in_strips else None,
     )
 

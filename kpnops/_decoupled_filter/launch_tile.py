@@ -119,7 +119,7 @@ def tile_forward(
         transposed,
         call.softmax,
         alignment,
-        call.form == "pixel",
+        call.form == "pixel" and call.combine == "mul",
         _same_strides(tensors),
         any(tensor.dtype != call.sum_dtype for tensor in present),
     )
