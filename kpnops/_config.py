@@ -58,9 +58,8 @@ def show_config(
     target = torch.device(device) if device is not None else _default_device()
     stride = pair("stride", stride)
     check_scale_factor(scale_factor, stride)
-    window = Window(
-        pair("kernel_size", kernel_size), stride, pair("dilation", dilation), scale=scale_factor
-    )
+    kernel, dilation = pair("kernel_size", kernel_size), pair("dilation", dilation)
+    window = Window(kernel, stride, dilation, scale=int(scale_factor))
     for shape in shapes:
         if len(shape) != 4 or min(shape) < 1:
             raise ValueError(

@@ -128,7 +128,7 @@ def decoupled_filter(
         padding_mode,
         combine,
         normalize,
-        scale_factor,
+        int(scale_factor),
     )
     if transforms.active(tensors):
         return transforms.decoupled_filter(tensors, options)

@@ -1,6 +1,9 @@
 """Refuses what the op does not take; every message names the argument, what was expected and what
 came."""
 
+from numbers import Integral
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,7 @@ __all__ = [
     "check_reflect",
     "check_scale_factor",
     "check_tensor",
+    "is_integer",
     "pair",
     "validate",
 ]
@@ -85,24 +89,29 @@ def check_option(name: str, value: object, allowed: tuple[str | None, ...]) -> N
 
 def pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
     """The argument ``name`` as (y, x); TypeError or ValueError where its numbers are not >= 1."""
-    both = (value, value) if isinstance(value, int) else value
+    both = (value, value) if is_integer(value) else value
     if not isinstance(both, tuple | list):
         raise TypeError(f"{name}: expected an int or a pair (y, x) of ints, got {_describe(value)}")
     if len(both) != 2:
         raise ValueError(f"{name}: expected an int or a pair (y, x), got {len(both)} numbers")
     for number in both:
-        if isinstance(number, bool) or not isinstance(number, int):
+        if not is_integer(number):
             raise TypeError(f"{name}: expected ints, got {_describe(number)}")
         if number < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
         if number >= 2**31:
             raise ValueError(f"{name}: expected less than 2**31, got {value}")
-    return both[0], both[1]
+    return int(both[0]), int(both[1])
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether ``value`` is an int or one of NumPy's integers; booleans are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_scale_factor(scale_factor: int, stride: tuple[int, int]) -> None:
     """Refuse a scale factor that is no int of at least 1, or that comes with a stride."""
-    if isinstance(scale_factor, bool) or not isinstance(scale_factor, int):
+    if not is_integer(scale_factor):
         raise TypeError(f"scale_factor: expected an int, got {_describe(scale_factor)}")
     if scale_factor < 1:
         raise ValueError(f"scale_factor: expected an int of at least 1, got {scale_factor}")

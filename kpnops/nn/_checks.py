@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from .._decoupled_filter.validation import is_integer
+
 __all__ = ["arguments", "check_choice", "check_image", "count"]
 
 
@@ -19,12 +21,12 @@ def check_choice(name: str, value: object, allowed: tuple[str | None, ...]) -> N
 
 
 def count(name: str, value: int) -> int:
-    """``value``; TypeError or ValueError where it is no int of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    """``value`` as an int; TypeError or ValueError where it is no integer of at least 1."""
+    if not is_integer(value):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
+    return int(value)
 
 
 def arguments(**values: object) -> str:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from .._decoupled_filter.api import Combine, decoupled_filter
 from .._decoupled_filter.geometry import COMBINE_MODES
-from .._decoupled_filter.validation import pair
+from .._decoupled_filter.validation import is_integer, pair
 from ._checks import arguments, check_choice, check_image, count
 from ._filter_norm import FilterNorm
 
@@ -178,9 +178,9 @@ class DDFUpPack(nn.Module):
         self.scale_factor: int = count("scale_factor", scale_factor)
         self.dilation: tuple[int, int] = pair("dilation", dilation)
         self.head: int = _heads(head, in_channels)
-        if isinstance(joint_channels, bool) or not isinstance(joint_channels, int):
+        if not is_integer(joint_channels):
             raise TypeError(f"joint_channels: expected an int, got {joint_channels!r}")
-        self.joint_channels: int = joint_channels
+        self.joint_channels: int = int(joint_channels)
         self.kernel_combine: Combine = kernel_combine
         self.spatial_branch: nn.ModuleList = nn.ModuleList()
         self.channel_branch: nn.ModuleList = nn.ModuleList()
@@ -281,6 +281,7 @@ def _interleave(cells: list[Tensor], scale: int) -> Tensor:
 
 
 def _heads(head: int, in_channels: int) -> int:
-    if in_channels % count("head", head) != 0:
+    heads = count("head", head)
+    if in_channels % heads != 0:
         raise ValueError(f"head: expected a divisor of in_channels, {in_channels}, got {head}")
-    return head
+    return heads

@@ -69,7 +69,7 @@ class DecoupledFilter2d(nn.Module):
         self.combine: Combine = combine
         self.normalize: Normalize | None = normalize
         check_scale_factor(scale_factor, self.stride)
-        self.scale_factor: int = scale_factor
+        self.scale_factor: int = int(scale_factor)
 
     def forward(
         self,

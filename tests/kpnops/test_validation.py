@@ -324,6 +324,19 @@ def test_fractional_floats_and_bad_values_are_never_read_as_options(device: str)
                 call(kpnops.decoupled_filter, good_call(device) | {option: value}, device)
 
 
+def test_integers_of_numpy_are_integers(device: str) -> None:
+    image, taps = torch.randn(1, 2, 5, 6, device=device), torch.randn(1, 9, 10, 12, device=device)
+    options: Any = {"kernel_size": 3, "dilation": (2, 1), "scale_factor": 2}
+    integers: Any = {"kernel_size": np.int64(3), "dilation": (np.int32(2), np.int16(1))}
+    integers |= {"scale_factor": np.uint8(2)}
+    for op in (kpnops.decoupled_filter, kpnops.kernel_filter):
+        assert torch.equal(op(image, taps, **integers), op(image, taps, **options))
+    module = kpnops.nn.DecoupledFilter2d(**integers)
+    assert [type(n) for n in (module.scale_factor, *module.kernel_size)] == [int, int, int]
+    with pytest.raises(TypeError, match="kernel_size"):
+        call(kpnops.decoupled_filter, good_call(device) | {"kernel_size": np.True_}, device)
+
+
 def test_options_are_keywords(device: str) -> None:
     image, spatial, channel = CASE.operands(device)
     with pytest.raises(TypeError, match="positional"):
