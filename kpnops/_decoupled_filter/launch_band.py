@@ -12,7 +12,7 @@ from .call import Call
 from .kernels_band import BLOCK_W
 from .kernels_band_filters import _band_bwd_filters_kernel
 from .kernels_band_fwd import _band_fwd_kernel
-from .launch import MAX_REGISTERS
+from .launch import MAX_REGISTERS, MAX_REGISTERS_OF_THREE
 from .launch_table import architecture_of, tuned
 from .plan import Launch, channel_strides, strides
 from .route import interpreted
@@ -229,10 +229,13 @@ def _forward_registers(
 
 def _filters_registers(call: Call, grad_output: Tensor) -> int | None:
     """The same of the filters' gradients: 8 bytes at 17x17 with gains in float32, and at 3x3 where
-    the gradient takes two terms (sm_80)."""
-    split = _needs_terms(call, grad_output)
+    the gradient takes two terms (sm_80); 24 at 4x17 with gains (sm_100)."""
+    split, kernel_size = _needs_terms(call, grad_output), call.window.kernel_size
     if split and _by_float32(call, grad_output) and _is_older(call):
         return MAX_REGISTERS
+    newer = architecture(call.input.device).startswith("sm_10")
+    if split and newer and kernel_size[0] <= MAX_ROWS_OF_WIDE_TAPS and kernel_size[1] > 8:
+        return MAX_REGISTERS_OF_THREE
     return _registers(call)
 
 
@@ -265,16 +268,18 @@ def band_forward(
         constants["PADDING"] = "zeros"
     B, C, H, W = call.input.shape
     split = transposed and _needs_terms(call, source)
-    terms = 2 if call.softmax else 1
-    if split and _by_float32(call, source):
-        terms *= 2
+    long_terms = split and _by_float32(call, source)
+    terms = (2 if call.softmax else 1) * (2 if long_terms else 1)
     long = transposed and any(t.stride(2) % 16 for t in (source, call.spatial_filter))
     config = forward_launch(call.window.kernel_size, call.channels_per_group, terms, long)
     in_loop = _spills_unrolled(call, split)
-    if in_loop:
-        config = replace(config, ahead=0)
-    elif split and call.softmax and architecture(call.input.device).startswith("sm_10"):
+    newer = architecture(call.input.device).startswith("sm_10")
+    if in_loop:  # 24 bytes spilled with 4 rows of terms by float32 (sm_80)
+        config = replace(config, rows=min(config.rows, 2) if long_terms else config.rows, ahead=0)
+    elif split and call.softmax and newer:
         config = replace(config, rows=2)  # 8 bytes spilled at 3x3 with 4
+    elif split and newer and min(call.window.kernel_size) > MAX_UNROLLED_ROWS_OF_OLDER:
+        config = replace(config, ahead=0)  # 8 bytes spilled at 17x17 unrolled
     elif not transposed and call.form == "none" and _is_high(call, config):
         config = replace(config, rows=2)  # 24 bytes spilled at 7x7 with 4 (32 channels, sm_90)
     config = tuned(config, "band_input" if transposed else "band_forward", call)
