@@ -153,6 +153,8 @@ def forward_launch(
     pixels = min(2, alignment + 1)
     if taps > 30 and padding_mode != "zeros":
         pixels = 1  # two spill: 6x6, sm_100; 7x7, gfx1100
+    if transposed and with_gains and kernel_size[0] == MAX_UNROLLED_SIDE and taps == 48:
+        pixels = 1  # two spill 8 bytes: 12x4, sm_80 and sm_90
     return _tile(width, rows, pixels, bound)
 
 

@@ -12,7 +12,7 @@ from .call import Call
 from .kernels_band import BLOCK_W
 from .kernels_band_filters import _band_bwd_filters_kernel
 from .kernels_band_fwd import _band_fwd_kernel
-from .launch import MAX_REGISTERS, MAX_REGISTERS_OF_THREE
+from .launch import MAX_REGISTERS, MAX_REGISTERS_OF_SIX, MAX_REGISTERS_OF_THREE
 from .launch_table import architecture_of, tuned
 from .plan import Launch, channel_strides, strides
 from .route import interpreted
@@ -229,13 +229,16 @@ def _forward_registers(
 
 def _filters_registers(call: Call, grad_output: Tensor) -> int | None:
     """The same of the filters' gradients: 8 bytes at 17x17 with gains in float32, and at 3x3 where
-    the gradient takes two terms (sm_80); 24 at 4x17 with gains (sm_100)."""
+    the gradient takes two terms (sm_80); on sm_100 24 at 4x17 with gains, and 8 to reach 72
+    registers at 3x3 without."""
     split, kernel_size = _needs_terms(call, grad_output), call.window.kernel_size
     if split and _by_float32(call, grad_output) and _is_older(call):
         return MAX_REGISTERS
     newer = architecture(call.input.device).startswith("sm_10")
     if split and newer and kernel_size[0] <= MAX_ROWS_OF_WIDE_TAPS and kernel_size[1] > 8:
         return MAX_REGISTERS_OF_THREE
+    if newer and not split and call.window.taps <= 9 and not call.softmax:
+        return MAX_REGISTERS_OF_SIX
     return _registers(call)
 
 
